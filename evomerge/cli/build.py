@@ -1,0 +1,75 @@
+"""Commands that build something: export, merge, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from evomerge.cli.output import json_option, print_json, print_table, with_error
+
+_out_argument = click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+
+
+@click.command()
+@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@_out_argument
+@click.option("--candidate", default="best", show_default=True, help="A number, `best` or `knee`.")
+@click.option(
+    "--format", "kind", type=click.Choice(["checkpoint", "recipe", "mergekit"]), default="checkpoint", show_default=True
+)
+@json_option
+def export(path: Path, out: Path, candidate: str, kind: str, *, as_json: bool) -> int:
+    """Write the best merge of RUN to OUT: a checkpoint that any server loads, or its recipe."""
+    from evomerge.run.export import export_checkpoint, export_mergekit, export_recipe
+
+    if kind == "mergekit":
+        export_mergekit(path, candidate)
+    if kind == "recipe":
+        facts = export_recipe(path, out, candidate)
+    else:
+        facts = export_checkpoint(path, out, candidate)
+    if as_json:
+        print_json(facts)
+        return 0
+    rows = [
+        (row["name"], row["split"], *(with_error(value["mean"], value["stderr"]) for value in row["objectives"].values()))
+        for row in facts["scores"]
+    ]
+    if rows:
+        names = list(facts["scores"][0]["objectives"])
+        print_table(f"Candidate {facts['candidate']}", ("model", "split", *names), rows, numbers_from=2)
+    if facts.get("note"):
+        click.echo(facts["note"], err=True)
+    click.echo(f"wrote {out}")
+    return 0
+
+
+@click.command()
+@click.argument("recipe", metavar="RECIPE", type=click.Path(path_type=Path))
+@_out_argument
+@click.option("--device", default="cpu", show_default=True, help="Where to do the arithmetic: cpu, cuda, cuda:1.")
+@json_option
+def merge(recipe: Path, out: Path, device: str, *, as_json: bool) -> int:
+    """Build the model of RECIPE in the new folder OUT."""
+    from evomerge.merging import build, terminal_progress
+    from evomerge.recipe import read_recipe
+
+    report = build(read_recipe(recipe), out, base_dir=recipe.resolve().parent, device=device, progress=terminal_progress())
+    if as_json:
+        print_json({"out": str(out), "recipe_id": report.recipe_id, "tensors": report.num_tensors, "bytes": report.num_bytes})
+        return 0
+    click.echo(f"wrote {out}: {report.num_tensors} tensors, {report.num_bytes / 1e6:.1f} MB, recipe {report.recipe_id[:12]}")
+    return 0
+
+
+@click.command()
+@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT.html", type=click.Path(path_type=Path))
+def report(path: Path, out: Path) -> int:
+    """Write RUN as one self-contained HTML page."""
+    from evomerge.report import write_report
+
+    write_report(path, out)
+    click.echo(f"wrote {out}")
+    return 0

@@ -1,0 +1,187 @@
+"""The live view of a run: a panel on a terminal, plain lines elsewhere. It reads the journal and never writes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from evomerge.cli.output import duration
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+
+    from evomerge.run.view import Run
+
+PLAIN_EVERY_S = 10.0
+"""Seconds between two lines where the output is not a terminal."""
+
+
+class LiveView:
+    """Shows a run while it runs; an `Observer` of the coordinator, and what `evomerge watch` shows.
+
+    Args:
+        path: the run folder; it may not exist yet.
+        plain: lines instead of a panel; left out: unless standard error is a terminal.
+        clock: seconds, for the rhythm of plain lines.
+    """
+
+    def __init__(
+        self, path: Path, *, plain: bool | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._path = path
+        self._plain = not sys.stderr.isatty() if plain is None else plain
+        self._clock = clock
+        self._run: Run | None = None
+        self._live: Live | None = None
+        self._stack = ExitStack()
+        self._last_line_s = float("-inf")
+        self._last_text = ""
+
+    def __enter__(self) -> LiveView:
+        if not self._plain:
+            from rich.console import Console
+            from rich.live import Live
+
+            console = Console(stderr=True, highlight=False)
+            self._live = self._stack.enter_context(Live(console=console, refresh_per_second=4, transient=False))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self._run is not None:
+            self._show({}, last=True)
+        self._stack.close()
+
+    def __call__(self, figures: Mapping[str, float | int | str]) -> None:
+        """Show the run as it stands now."""
+        self._show(figures, last=False)
+
+    def _show(self, figures: Mapping[str, float | int | str], *, last: bool) -> None:
+        from evomerge.run.view import Run
+
+        if self._run is None:
+            self._run = Run(self._path)
+        else:
+            self._run.refresh()
+        if self._live is not None:
+            self._live.update(panel(self._run, figures))
+            return
+        now = self._clock()
+        if last or now - self._last_line_s >= PLAIN_EVERY_S:
+            text = line(self._run, figures)
+            if text != self._last_text:
+                print(text, file=sys.stderr, flush=True)  # noqa: T201
+            self._last_line_s, self._last_text = now, text
+
+
+def pace(run: Run, status: Mapping[str, Any]) -> tuple[float, float | None]:
+    """Return (evaluations a minute, seconds left until the evaluation budget is spent, or None)."""
+    done = int(status["evaluations"]["done"])
+    minutes = float(status["elapsed_s"]) / 60
+    rate = done / minutes if minutes > 0 else 0.0
+    budget = run.budget.evaluations
+    left = None if budget is None or rate == 0 else max(0, budget - done) / rate * 60
+    return rate, left
+
+
+def line(run: Run, figures: Mapping[str, float | int | str]) -> str:
+    """Return one line of plain text on where a run stands."""
+    status = run.status()
+    rate, left = pace(run, status)
+    counts = status["evaluations"]
+    budget = run.budget.evaluations
+    parts = [
+        f"[{duration(status['elapsed_s'])}] {status['state']}",
+        f"{counts['done']}{'' if budget is None else f'/{budget}'} evaluations",
+        f"{rate:.0f}/min",
+        *(f"best {name} {value:.3f}" for name, value in status["best"].items()),
+        *_scalar_part(run),
+        f"front {status['front_size']}",
+        f"hypervolume {status['hypervolume']:.4f}",
+    ]
+    if "generation" in figures:
+        parts.insert(2, f"generation {figures['generation']}")
+    if left is not None and status["state"] == "running":
+        parts.append(f"about {duration(left)} left")
+    return ", ".join(parts)
+
+
+def _scalar_part(run: Run) -> list[str]:
+    history = run.state.archives["search"].history if run.state.archives else ()
+    best = history[-1].best if history else None
+    rule = run.config.search.scalarize
+    word = rule if isinstance(rule, str) else "weighted"
+    return [] if best is None or len(run.state.objectives) == 1 else [f"best {word} {best:.3f}"]
+
+
+def panel(run: Run, figures: Mapping[str, float | int | str]) -> RenderableType:
+    """Return the live panel of a run for a terminal."""
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    status = run.status()
+    rate, left = pace(run, status)
+    counts, budget = status["evaluations"], run.budget.evaluations
+    head = Text.assemble(
+        (f"{counts['done']}{'' if budget is None else f' of {budget}'} evaluations", "bold"),
+        f"   {rate:.1f}/min   elapsed {duration(status['elapsed_s'])}",
+        "" if left is None else f"   ETA {duration(left)}",
+    )
+    troubles = [f"{counts[word]} {word}" for word in ("failed", "infeasible") if counts[word]]
+    foot = Text.assemble(
+        f"front {status['front_size']}   hypervolume {status['hypervolume']:.4f}   running {counts['running']}",
+        *(("   " + text, "yellow") for text in troubles),
+    )
+    extra = "   ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in figures.items())
+    parts: list[RenderableType] = [head]
+    if budget is not None:
+        parts.append(ProgressBar(total=budget, completed=min(counts["done"], budget), width=60))
+    parts += [_objective_table(run), foot]
+    if extra:
+        parts.append(Text(extra, style="dim"))
+    return Panel(Group(*parts), title=f"evomerge  {run.config.name}", subtitle=status["state"], expand=False)
+
+
+def _objective_table(run: Run) -> RenderableType:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    table = Table(box=SIMPLE, pad_edge=False)
+    names = run.state.objectives
+    table.add_column("")
+    for name in (*names, "scalarised"):
+        table.add_column(name, justify="right", no_wrap=True)
+    archive = run.state.archives.get("search")
+    if archive is None:
+        return table
+    winners = archive.best_per_objective()
+    best = archive.best()
+    for word, number in {**{f"best {name}": winners.get(name) for name in names}, "best": best}.items():
+        if number is None:
+            continue
+        values = archive.entry(number).objectives
+        table.add_row(f"{word} (#{number})", *(f"{value:.3f}" for value in values), _scalar(run, number))
+    for name in run.state.references:
+        event = run.state.evaluations.get((name, "search"))
+        if event is not None and event.objectives:
+            cells = [f"{event.objectives[objective]:.3f}" for objective in names]
+            table.add_row(name, *cells, _scalar(run, name), style="dim")
+    return table
+
+
+def _scalar(run: Run, candidate: int | str) -> str:
+    value = run.value(candidate, "search")
+    return "" if value is None else f"{value:.3f}"
+
+
+def _short(value: float | str) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

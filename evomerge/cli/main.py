@@ -1,0 +1,102 @@
+"""The `evomerge` command: groups the commands and turns errors into one sentence and an exit code.
+
+Exit codes: 0 fine, 1 the work failed, 2 the input is wrong, 3 the run is held by another coordinator,
+130 interrupted. Command modules are imported when their command is used, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from evomerge import __version__
+from evomerge.errors import EvomergeError
+
+INTERRUPTED = 130
+_COMMANDS = {
+    "demo": ("evomerge.cli.search", "The main job on the embedded models, from nothing to an exported model."),
+    "check": ("evomerge.cli.search", "Say everything that can be known before a search starts."),
+    "run": ("evomerge.cli.search", "Start a search."),
+    "resume": ("evomerge.cli.search", "Continue a search from its journal alone."),
+    "status": ("evomerge.cli.read", "Where a run stands."),
+    "watch": ("evomerge.cli.read", "A live view of a run; viewing never resumes it."),
+    "pareto": ("evomerge.cli.read", "The Pareto front of a run."),
+    "show": ("evomerge.cli.read", "One candidate: recipe, scores, parents."),
+    "verify": ("evomerge.cli.read", "Replay a run and compare every candidate."),
+    "export": ("evomerge.cli.build", "Write the best merge as a checkpoint or a recipe."),
+    "merge": ("evomerge.cli.build", "Build a model from a recipe."),
+    "report": ("evomerge.cli.build", "Write a run as one self-contained HTML page."),
+    "operators": ("evomerge.cli.read", "The merge methods and their parameters."),
+    "catalog": ("evomerge.cli.read", "The ready search spaces, suites and cluster files."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group that lists its commands without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(_COMMANDS[cmd_name][0])
+        command = getattr(module, cmd_name)
+        return command if isinstance(command, click.Command) else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in _COMMANDS:
+            from evomerge.documents import did_you_mean
+
+            raise click.UsageError(f"no command {args[0]!r}{did_you_mean(args[0], _COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="evomerge")
+def cli() -> None:
+    """Search for the best way to merge language models.
+
+    Launch a search, resume it from its journal, export the best recipe.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run_command(arguments))
+
+
+def run_command(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code; errors are printed to standard error as one sentence."""
+    try:
+        code = cli.main(args=arguments, prog_name="evomerge", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.UsageError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except EvomergeError as error:
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away (for instance `| head`): nothing is wrong with the work.
+        sys.stderr.close()
+        return 0
+    return code if isinstance(code, int) else 0

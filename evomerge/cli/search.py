@@ -1,0 +1,113 @@
+"""Commands that search: demo, check, run, resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from evomerge.cli.output import json_option, print_json, print_table
+
+_set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one key of the search file."
+)
+_plain_option = click.option("--plain", is_flag=True, help="Plain lines instead of the live view.")
+_INTERRUPTED = 130
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), help="The run folder (left out: runs/demo, or the next free).")
+@click.option(
+    "--write-config", type=click.Path(path_type=Path), metavar="FILE", help="Write the demo's search file and stop."
+)
+@_plain_option
+def demo(out: Path | None, write_config: Path | None, *, plain: bool) -> int:
+    """Run the main job on the embedded models, from nothing to an exported model."""
+    from evomerge.demo.run import run_demo, write_demo_config
+
+    if write_config is not None:
+        write_demo_config(write_config)
+        click.echo(f"wrote {write_config}; start it with: evomerge run {write_config} --out RUN")
+        return 0
+    return run_demo(out, plain=plain or None)
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@_set_option
+@json_option
+def check(config: Path, overrides: tuple[str, ...], *, as_json: bool) -> int:
+    """Say everything that can be known before CONFIG's search starts."""
+    from evomerge.run.load import load_config
+    from evomerge.run.preflight import preflight
+
+    facts = preflight(load_config(config, overrides))
+    if as_json:
+        print_json(facts)
+        return 0
+    print_table(
+        "Sources",
+        ("alias", "model", "layers", "parameters", "licence", "content hash"),
+        (
+            (alias, row["model"], str(row["layers"]), f"{row['parameters']:,}", row["license"] or "-", row["content_hash"][:12])
+            for alias, row in facts["sources"].items()
+        ),
+        numbers_from=2,
+    )
+    click.echo(f"tasks: {', '.join(facts['tasks'])}")
+    click.echo(f"objectives: {', '.join(facts['objectives'])}")
+    click.echo(f"dimensions: {facts['dimensions']}")
+    click.echo("ready: this search can start")
+    return 0
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The run folder, made by this command.")
+@click.option("--resume", "continues", is_flag=True, help="Continue OUT where it is this search's run already.")
+@_set_option
+@_plain_option
+def run(config: Path, out: Path, overrides: tuple[str, ...], *, continues: bool, plain: bool) -> int:
+    """Start the search of CONFIG."""
+    from evomerge.cli.live import LiveView
+    from evomerge.run.load import load_config
+    from evomerge.run.session import resume as continue_run
+    from evomerge.run.session import start
+
+    resolved = load_config(config, overrides)
+    with LiveView(out, plain=plain or None) as view:
+        if continues and (out / "config.yaml").exists():
+            result = continue_run(out, config=resolved, observer=view)
+        else:
+            result = start(resolved, out, observer=view)
+    return _say_ending(result.path, result.ending)
+
+
+@click.command()
+@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@_set_option
+@_plain_option
+def resume(path: Path, overrides: tuple[str, ...], *, plain: bool) -> int:
+    """Continue the search in RUN from its journal alone."""
+    from evomerge.cli.live import LiveView
+    from evomerge.run.session import resume as continue_run
+
+    with LiveView(path, plain=plain or None) as view:
+        result = continue_run(path, overrides, observer=view)
+    return _say_ending(result.path, result.ending)
+
+
+def _say_ending(path: Path, ending: str) -> int:
+    if ending == "paused":
+        click.echo(f"paused; everything scored is journaled. Continue with: evomerge resume {path}", err=True)
+        return _INTERRUPTED
+    from evomerge.run.view import load_run
+
+    found = load_run(path)
+    best = found.best()
+    click.echo(f"finished: {found.state.reason}", err=True)
+    if best is None:
+        click.echo("no feasible candidate was found", err=True)
+        return 0
+    click.echo(f"best: candidate {best}. Export it with: evomerge export {path} OUT", err=True)
+    return 0

@@ -1,0 +1,29 @@
+"""The `executor:` section of a search file."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from evomerge.documents import StrictModel
+
+
+class ExecutorConfig(StrictModel):
+    """Where scoring runs."""
+
+    kind: Literal["inline", "ray"] = "ray"
+    workers: int = Field(default=1, ge=1)
+    """Ray actors; the inline executor has one worker, this process."""
+    address: str | None = None
+    """A running Ray cluster: `auto` or `host:port`. Left out: a local cluster is started and ends with the run."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    gpus_per_worker: float = Field(default=0, ge=0)
+    attempts: int = Field(default=3, ge=1)
+    """How often a job is given out at most."""
+    quarantine_after: int = Field(default=2, ge=1)
+    """A job that killed or hung so many workers is not given out again."""
+    timeout_s: float = Field(default=3600, gt=0)
+    """Longest time one attempt may take; the worker is then replaced."""
+    start_timeout_s: float = Field(default=600, gt=0)
+    """Longest time a worker may take to start."""

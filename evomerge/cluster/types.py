@@ -1,0 +1,94 @@
+"""Jobs, what becomes of them, and the `Executor` interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from evomerge.fitness.types import Evaluation, Scorer, Split
+from evomerge.recipe import Recipe
+
+ScorerFactory = Callable[[], Scorer]
+"""Builds the scorer inside the worker. It must survive being sent to another process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One recipe to score on one split."""
+
+    key: str
+    """Unique among the jobs of a run, for instance `12/search`."""
+    recipe: Recipe
+    split: Split
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """An attempt was lost and the job was given out again; the job is still open."""
+
+    job: Job
+    attempt: int
+    """Number of the attempt that was lost, from 1."""
+    reason: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The job was scored."""
+
+    job: Job
+    evaluation: Evaluation
+    attempt: int
+    worker: str
+    seconds: float
+    """Wall time of the successful attempt, as the worker measured it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The job is closed without a score."""
+
+    job: Job
+    kind: Literal["error", "quarantined"]
+    """`error`: an exception that trying again did not mend; `quarantined`: it killed or hung too many workers."""
+    reason: str
+    attempt: int
+
+
+Event = Retried | Completed | Failed
+
+
+class Executor(Protocol):
+    """Where scoring runs. Used by one thread."""
+
+    @property
+    def capacity(self) -> int:
+        """How many jobs it works on at once."""
+        ...
+
+    @property
+    def open_jobs(self) -> int:
+        """How many submitted jobs have neither completed nor failed."""
+        ...
+
+    def submit(self, job: Job) -> None:
+        """Take a job. More than `capacity` jobs wait in order."""
+        ...
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        """Return what happened, waiting at most `timeout_s` seconds for something to happen.
+
+        Raises:
+            EvomergeError: when the workers cannot work at all (they fail to start, the cluster is gone).
+        """
+        ...
+
+    def status(self) -> dict[str, float | int | str]:
+        """Return a few plain figures for people: workers ready, workers starting, jobs retried."""
+        ...
+
+    def close(self) -> None:
+        """Stop the workers; open jobs are dropped."""
+        ...

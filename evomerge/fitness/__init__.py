@@ -1,0 +1,28 @@
+"""What is measured, and how: suites of lm-eval tasks, objectives and constraints, engines, the scorer.
+
+Importing this package imports neither torch nor lm-eval; both come with the first task or model.
+"""
+
+from evomerge.fitness.config import EngineConfig, FitnessConfig, SuiteConfig
+from evomerge.fitness.objectives import Objectives, ObjectiveValue
+from evomerge.fitness.scorer import ScorerSpec, create_scorer
+from evomerge.fitness.suite import Suite, check_fitness, load_suite
+from evomerge.fitness.types import SPLITS, Engine, Evaluation, Scorer, Split
+
+__all__ = [
+    "SPLITS",
+    "Engine",
+    "EngineConfig",
+    "Evaluation",
+    "FitnessConfig",
+    "ObjectiveValue",
+    "Objectives",
+    "Scorer",
+    "ScorerSpec",
+    "Split",
+    "Suite",
+    "SuiteConfig",
+    "check_fitness",
+    "create_scorer",
+    "load_suite",
+]

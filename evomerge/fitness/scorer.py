@@ -1,0 +1,166 @@
+"""The scorer: recipe in, per-sample scores out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evomerge.errors import EvaluationError, EvomergeError, InfeasibleError, NotBuiltError
+from evomerge.fitness.config import EngineConfig
+from evomerge.fitness.gate import Gate, GateConfig
+from evomerge.fitness.suite import Suite, load_suite
+from evomerge.fitness.types import Engine, Evaluation, Split
+from evomerge.recipe import Recipe, SourceConfig, TokenizerConfig
+
+if TYPE_CHECKING:
+    from evomerge.fitness.tasks import SplitTasks
+
+
+class LmEvalScorer:
+    """Scores recipes on lm-eval tasks through an engine. One thread uses it."""
+
+    def __init__(self, engine: Engine, suite: Suite, *, gate: GateConfig | None = None) -> None:
+        """Build the requests of the search split; those of other splits follow when first asked for.
+
+        Args:
+            engine: the resident model; the scorer closes it.
+            suite: the tasks.
+            gate: how hard the sanity gate looks.
+
+        Raises:
+            ConfigError: when a task cannot be loaded or a split has too few documents.
+        """
+        self._engine = engine
+        self._suite = suite
+        self._splits: dict[Split, SplitTasks] = {}
+        search = self._tasks("search")
+        probes = [item for kind in search.request_types for item in search.requests(kind)]
+        self._gate = Gate(probes, gate or GateConfig())
+
+    def score(self, recipe: Recipe, split: Split) -> Evaluation:
+        """Build the recipe's model and score it on a split.
+
+        Args:
+            recipe: what to build.
+            split: which documents.
+
+        Returns:
+            Per-sample scores, or why the recipe gives no working model.
+
+        Raises:
+            EvaluationError: for a failure that is not the recipe's (out of memory, a broken device).
+            EvomergeError: for anything that trying again cannot mend.
+        """
+        seconds: dict[str, float] = {}
+        try:
+            with _evaluation_errors():
+                if split not in self._splits:
+                    with _clock(seconds, "prepare"):
+                        self._tasks(split)
+                with _clock(seconds, "materialise"):
+                    self._engine.load(recipe)
+                with _clock(seconds, "gate"):
+                    self._gate.check(self._engine.lm)
+                with _clock(seconds, "score"):
+                    scores = self._splits[split].score(self._engine.lm, self._engine.count_tokens)
+        except InfeasibleError as error:
+            return Evaluation(split=split, seconds=seconds, infeasible=str(error))
+        return Evaluation(
+            split=split,
+            samples=scores.samples,
+            documents=scores.documents,
+            facts=dict(self._engine.facts()),
+            seconds=seconds,
+        )
+
+    def close(self) -> None:
+        """Free the engine and the requests."""
+        self._splits.clear()
+        self._engine.close()
+
+    def _tasks(self, split: Split) -> SplitTasks:
+        from evomerge.fitness.tasks import SplitTasks
+
+        if split not in self._splits:
+            self._splits[split] = SplitTasks(self._suite, split, self._engine.lm)
+        return self._splits[split]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerSpec:
+    """Everything a worker needs to build its scorer; plain data, so it can be sent to another process."""
+
+    sources: Mapping[str, SourceConfig]
+    base: str | None
+    suite: Path
+    """The suite file, absolute."""
+    base_dir: Path
+    """Where relative model folders start."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    tokenizer: TokenizerConfig | None = None
+    gate: GateConfig = field(default_factory=GateConfig)
+
+    def __call__(self) -> LmEvalScorer:
+        """Build the scorer, in the process that will use it.
+
+        Raises:
+            EvomergeError: when sources, suite or engine cannot be used.
+        """
+        return create_scorer(self)
+
+
+def create_scorer(spec: ScorerSpec) -> LmEvalScorer:
+    """Build engine and scorer.
+
+    Raises:
+        NotBuiltError: for an engine that this version does not have.
+        EvomergeError: when sources or suite cannot be used.
+    """
+    if spec.engine.kind == "vllm":
+        raise NotBuiltError(
+            "engine: kind: vllm is not built yet; use `kind: transformers`, on the CPU or one GPU"
+        )
+    from evomerge.fitness.transformers_engine import TransformersEngine
+
+    suite = load_suite(spec.suite)
+    template = Recipe(
+        recipe=1,
+        sources=dict(spec.sources),
+        base=spec.base,
+        dtype=spec.engine.dtype,
+        tokenizer=spec.tokenizer,
+    )
+    with _evaluation_errors():
+        engine = TransformersEngine(
+            template, base_dir=spec.base_dir, config=spec.engine, batch_size=suite.config.batch_size
+        )
+        try:
+            return LmEvalScorer(engine, suite, gate=spec.gate)
+        except BaseException:
+            engine.close()
+            raise
+
+
+@contextmanager
+def _clock(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = time.perf_counter() - start
+
+
+@contextmanager
+def _evaluation_errors() -> Iterator[None]:
+    """Turn what libraries raise into an `EvaluationError`; what evomerge raises passes."""
+    try:
+        yield
+    except EvomergeError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:300] or "no further text"
+        raise EvaluationError(f"scoring failed with {type(error).__name__}: {text}") from error

@@ -1,0 +1,128 @@
+"""Opening the sources of a recipe, whatever they are: folders, hub ids, embedded models, recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from evomerge.checkpoints import (
+    Checkpoint,
+    Layout,
+    ModelSource,
+    TensorInfo,
+    check_compatible,
+    open_checkpoint,
+    output_config,
+    resolve_model,
+)
+from evomerge.errors import SourceError
+from evomerge.merging.materialise import make_tensor
+from evomerge.merging.plan import DTYPES, MergePlan, plan
+from evomerge.merging.sources import Sources
+from evomerge.merging.unbuilt import refuse_unbuilt
+from evomerge.recipe import Recipe, SourceConfig, identity
+
+
+class NestedModel:
+    """A recipe as a source: its tensors are computed when they are asked for."""
+
+    def __init__(self, recipe: Recipe, sources: Sources) -> None:
+        """Plan the inner recipe.
+
+        Raises:
+            NotBuiltError, RecipeError: as `plan` does.
+        """
+        self._plan: MergePlan = plan(recipe, sources)
+        self._by_name = {planned.name: planned for planned in self._plan.tensors}
+        reference = sources.models[sources.reference]
+        self.layout: Layout = reference.layout
+        self.tied: Mapping[str, str] = reference.tied
+        self.config: Mapping[str, Any] = output_config(
+            reference.config, DTYPES[recipe.dtype], tied=bool(reference.tied)
+        )
+        self.folder: Path = assets_source(recipe, sources).folder
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all tensors, sorted."""
+        return tuple(self._by_name)
+
+    def info(self, name: str) -> TensorInfo:
+        """Return shape and dtype of a tensor of the inner merge.
+
+        Raises:
+            KeyError: when there is no such tensor.
+        """
+        return self._by_name[name].info
+
+    def tensor(self, name: str) -> Tensor:
+        """Compute a tensor of the inner merge.
+
+        Raises:
+            KeyError: when there is no such tensor.
+            SourceError, InfeasibleError: as `materialise` does.
+        """
+        return make_tensor(self._plan, self._by_name[name])
+
+    @cached_property
+    def content_hash(self) -> str:
+        """`recipe:` and the identity of the inner recipe."""
+        return f"recipe:{identity(self._plan.recipe, self._plan.sources.infos)}"
+
+
+def reference_alias(recipe: Recipe) -> str:
+    """Return the source whose configuration the merged model has: the base, else the first one."""
+    return recipe.base if recipe.base is not None else next(iter(recipe.sources))
+
+
+def assets_source(recipe: Recipe, sources: Sources) -> ModelSource:
+    """Return the source whose tokenizer, chat template and generation settings the merged model has."""
+    named = recipe.tokenizer.from_ if recipe.tokenizer is not None else None
+    return sources.models[named if named is not None else reference_alias(recipe)]
+
+
+def open_sources(recipe: Recipe, base_dir: Path, *, resident: bool = False, device: str = "cpu") -> Sources:
+    """Open every source of a recipe, recipes among them too, and check that they fit each other.
+
+    Args:
+        recipe: what to open the sources of; any recipe over the same sources can then be planned.
+        base_dir: where relative folders start.
+        resident: keep all weights in memory as float32 (4 bytes a parameter and source), so that merging
+            again reads no file; else only what a tensor needs is read, when it is needed.
+        device: where resident weights are kept.
+
+    Raises:
+        SourceError: a source that cannot be read or does not fit the others, or resident weights with NaN.
+        NotBuiltError: a recipe that this version cannot build.
+    """
+    opened: dict[Path, Checkpoint] = {}
+    return _open(recipe, base_dir, opened, resident=device if resident else None)
+
+
+def _open(
+    recipe: Recipe, base_dir: Path, opened: dict[Path, Checkpoint], *, resident: str | None = None
+) -> Sources:
+    refuse_unbuilt(recipe)
+    models = {alias: _open_one(alias, config, base_dir, opened) for alias, config in recipe.sources.items()}
+    reference = reference_alias(recipe)
+    same_tokenizer = recipe.tokenizer is None or recipe.tokenizer.from_ is None
+    check_compatible(models, reference, same_tokenizer=same_tokenizer)
+    return Sources(recipe.sources, models, reference, resident=resident)
+
+
+def _open_one(
+    alias: str, config: SourceConfig, base_dir: Path, opened: dict[Path, Checkpoint]
+) -> ModelSource:
+    if isinstance(config.model, Recipe):
+        return NestedModel(config.model, _open(config.model, base_dir, opened))
+    try:
+        folder = resolve_model(config.model, config.revision, base_dir)
+        key = folder.resolve()
+        if key not in opened:
+            opened[key] = open_checkpoint(folder)
+    except SourceError as error:
+        raise SourceError(f"sources.{alias}: {error}") from None
+    return opened[key]

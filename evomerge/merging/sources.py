@@ -1,0 +1,96 @@
+"""The opened source models of a recipe, and what is kept of them between candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from evomerge.checkpoints import ModelSource, check_finite, is_buffer, is_finite, not_finite_text
+from evomerge.errors import SourceError
+from evomerge.merging.statistics import Statistics
+from evomerge.recipe import SourceConfig, SourceInfo
+
+
+class Sources:
+    """Opened models by alias. Opening is done once; any number of recipes over them can then be planned."""
+
+    def __init__(
+        self,
+        configs: Mapping[str, SourceConfig],
+        models: Mapping[str, ModelSource],
+        reference: str,
+        *,
+        resident: str | None = None,
+    ) -> None:
+        """Hold models that fit each other.
+
+        Args:
+            configs: alias -> how the recipe names the source.
+            models: alias -> the opened model.
+            reference: the alias whose configuration, buffers and tensor names the merged model has.
+            resident: the device on which all weights are kept as float32; None: they stay on disk.
+
+        Raises:
+            SourceError: when weights are made resident and some are not finite.
+        """
+        self.configs = dict(configs)
+        self.models = dict(models)
+        self.reference = reference
+        self.statistics = Statistics(self)
+        self._resident: dict[int, dict[str, Tensor]] = {}
+        if resident is not None:
+            self._load(resident)
+
+    def _load(self, device: str) -> None:
+        for alias, model in self.models.items():
+            if id(model) in self._resident:
+                continue  # one model under two aliases is kept once
+            check_finite(model, alias)
+            self._resident[id(model)] = {
+                name: model.tensor(name).to(device=device, dtype=torch.float32, copy=True)
+                for name in model.names()
+                if not is_buffer(name, model.info(name))
+            }
+
+    @cached_property
+    def infos(self) -> Mapping[str, SourceInfo]:
+        """Content hash and number of layers of every source; the first use hashes every weight (cached).
+
+        Raises:
+            SourceError: when a file cannot be read any more.
+        """
+        return {
+            alias: SourceInfo(model.content_hash, model.layout.num_layers)
+            for alias, model in self.models.items()
+        }
+
+    @property
+    def num_layers(self) -> Mapping[str, int]:
+        """Number of layers of every source."""
+        return {alias: model.layout.num_layers for alias, model in self.models.items()}
+
+    def stored(self, alias: str, name: str) -> Tensor:
+        """Return a tensor as the source stores it; it must not be changed."""
+        return self.models[alias].tensor(name)
+
+    def working(self, alias: str, name: str, device: str = "cpu") -> Tensor:
+        """Return a tensor as float32 on a device; it must not be changed.
+
+        Raises:
+            SourceError: when it has NaN or infinite values.
+        """
+        model = self.models[alias]
+        kept = self._resident.get(id(model))
+        if kept is not None:
+            return kept[name].to(device)
+        tensor = model.tensor(name)
+        if not is_finite(tensor):
+            raise self.not_finite(alias, name)
+        return tensor.to(device).to(torch.float32)
+
+    def not_finite(self, alias: str, name: str) -> SourceError:
+        """Build the error about a source's tensor that is not finite."""
+        return SourceError(not_finite_text(alias, name))

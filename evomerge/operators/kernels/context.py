@@ -1,0 +1,35 @@
+"""What a kernel knows beside its tensors, and the type of a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor
+
+from evomerge.operators.metadata import Resolved
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """Which parameter is being blended, from which sources, and under which seed."""
+
+    name: str
+    """The parameter's name in the merged model; random masks are keyed by it, and errors name it."""
+    source_ids: tuple[str, ...]
+    """Content hashes of the sources, aligned with the tensors."""
+    seed: int = 0
+    """The recipe's seed."""
+    threshold: Callable[[int, float], float] | None = None
+    """For `scope: global`: (index of the source, density) to the magnitude, over the whole model's task
+    vector, from which an entry is kept. None: the caller makes no global pass."""
+
+
+Kernel: TypeAlias = Callable[[Sequence[Tensor], Tensor | None, Mapping[str, Resolved], Context], Tensor]
+"""`kernel(tensors, base, params, context)`.
+
+tensors: float32, one shape, one a source (the base not counted); base: the same, None where the method
+ignores it; params: the result of `OperatorSpec.complete`. Returns float32 of that shape. No input is changed
+or aliased.
+"""

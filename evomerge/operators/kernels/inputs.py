@@ -1,0 +1,101 @@
+"""Checks and readings that every kernel makes of its arguments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from evomerge.errors import SourceError
+from evomerge.operators.kernels.context import Context
+from evomerge.operators.metadata import Resolved
+
+_CPU_SPAN = 1 << 18
+_DEVICE_SPAN = 1 << 26
+SMALLEST_SUM = 1e-8
+"""A sum of weights nearer to zero than this divides by 1 instead (mergekit's rule)."""
+
+
+def flatten(tensors: Sequence[Tensor], context: Context) -> list[Tensor]:
+    """Return each tensor as one contiguous row-major vector (a view where it already is one).
+
+    Raises:
+        SourceError: when the tensors are not float32 of one shape, or not as many as the source identities.
+    """
+    if len(tensors) != len(context.source_ids):
+        raise SourceError(
+            f"{context.name}: {len(tensors)} tensors came with {len(context.source_ids)} source identities; "
+            "pass one identity a tensor"
+        )
+    return [_flat(tensor, tensors[0], context) for tensor in tensors]
+
+
+def flatten_base(base: Tensor | None, like: Tensor, context: Context) -> Tensor:
+    """Return the base as one contiguous row-major vector.
+
+    Raises:
+        SourceError: when there is no base, or it does not fit `like`.
+    """
+    if base is None:
+        raise SourceError(f"{context.name}: this method works on task vectors; name a base")
+    return _flat(base, like, context)
+
+
+def _flat(tensor: Tensor, like: Tensor, context: Context) -> Tensor:
+    if tensor.dtype != torch.float32:
+        raise SourceError(
+            f"{context.name}: kernels take float32, got {tensor.dtype}; convert the tensor first"
+        )
+    if tensor.shape != like.shape:
+        raise SourceError(
+            f"{context.name}: shapes {tuple(like.shape)} and {tuple(tensor.shape)} differ; align them first"
+        )
+    return tensor.detach().contiguous().view(-1)
+
+
+def spans(numel: int, device: torch.device, multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) over `numel` elements, each but the last a whole number of `multiple` elements.
+
+    The width suits the device's caches and launch costs; elementwise results do not depend on it.
+    """
+    width = _CPU_SPAN if device.type == "cpu" else _DEVICE_SPAN
+    width = max(1, width // multiple) * multiple
+    for start in range(0, numel, width):
+        yield start, min(start + width, numel)
+
+
+def number(params: Mapping[str, Resolved], name: str) -> float:
+    """Return a parameter that is one number."""
+    value = params[name]
+    if isinstance(value, (tuple, str)):
+        raise TypeError(f"parameter {name!r} must be one number, got {value!r}")
+    return float(value)
+
+
+def numbers(params: Mapping[str, Resolved], name: str) -> tuple[float, ...]:
+    """Return a parameter that is one number a source."""
+    value = params[name]
+    if not isinstance(value, tuple):
+        raise TypeError(f"parameter {name!r} must be one number a source, got {value!r}")
+    return tuple(float(item) for item in value)
+
+
+def active(context: Context, weights: Sequence[float], *others: Sequence[float]) -> list[int]:
+    """Return the indices of the sources whose weight is not 0, in an order that no permutation changes.
+
+    Sums of floats depend on their order: sorting by identity makes equal recipes equal bit by bit.
+    """
+    columns = (context.source_ids, weights, *others)
+    keys = list(zip(*columns, strict=True))
+    return sorted(
+        (index for index, weight in enumerate(weights) if weight != 0), key=lambda index: keys[index]
+    )
+
+
+def normalized(weights: Sequence[float]) -> tuple[float, ...]:
+    """Return the weights over their sum; over 1 where that sum is nearer to 0 than `SMALLEST_SUM`."""
+    total = math.fsum(weights)
+    divisor = total if abs(total) >= SMALLEST_SUM else 1.0
+    return tuple(weight / divisor for weight in weights)

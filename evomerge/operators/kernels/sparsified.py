@@ -1,0 +1,200 @@
+"""Task vectors thinned out before they are summed.
+
+Legend: θ_0 base, τ_i = θ_i - θ_0, τ̂_i after trimming or dropping, w_i weight, ρ_i density, λ scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from evomerge.errors import NotBuiltError
+from evomerge.operators.kernels.context import Context
+from evomerge.operators.kernels.inputs import (
+    active,
+    flatten,
+    flatten_base,
+    normalized,
+    number,
+    numbers,
+    spans,
+)
+from evomerge.operators.kernels.masks import keep_mask, mask_key
+from evomerge.operators.kernels.selection import (
+    SMALL,
+    kept_count,
+    kth_largest_magnitude,
+    row_thresholds,
+    stream_threshold,
+)
+from evomerge.operators.kernels.votes import Votes
+from evomerge.operators.metadata import Resolved
+
+Sparsify = Callable[[int, Tensor, int], Tensor]
+"""(source index, span of τ that may be overwritten, where the span starts) to the span of τ̂."""
+
+
+def ties(
+    tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context
+) -> Tensor:
+    """Return θ_0 + λ·merge(elect(trim(τ_i))) (Yadav et al. 2023, arXiv:2306.01708).
+
+    Trim keeps the entries of at least the k-th largest magnitude of the tensor, row or model, k = max(1,
+    int(ρ·n)). Deviations: every entry equal to the threshold is kept (the released code keeps one more than
+    k, mergekit exactly k by an unstable sort); entries of 0 never vote; votes that cancel give 0 unless
+    `zero_sign` says otherwise; the mean divides by Σ |w_i| of those that agree.
+
+    Raises:
+        SourceError: for a missing base, or tensors that do not fit each other.
+        NotBuiltError: for scope "global" from a caller that makes no global pass.
+    """
+    flat = flatten(tensors, context)
+    origin = flatten_base(base, tensors[0], context)
+    weights, densities = numbers(params, "weight"), numbers(params, "density")
+    order = active(context, weights, densities)
+    row = max(1, tensors[0].shape[-1]) if params["scope"] == "row" and tensors[0].dim() else 1
+    limits: dict[int, float] = {}
+    if params["scope"] != "row":
+        limits = {
+            index: _limit(flat[index], origin, densities[index], index, str(params["scope"]), context)
+            for index in order
+            if densities[index] < 1
+        }
+
+    def trim(index: int, delta: Tensor, start: int) -> Tensor:  # noqa: ARG001  same form as a random drop
+        if densities[index] >= 1:
+            return delta
+        if params["scope"] == "row":
+            matrix = delta.view(-1, row)
+            return matrix.masked_fill_(matrix.abs() < row_thresholds(matrix, densities[index]), 0.0).view(-1)
+        return delta.masked_fill_(delta.abs() < limits[index], 0.0)
+
+    out = _elected(flat, origin, params, order, trim, multiple=row)
+    return out.view(tensors[0].shape)
+
+
+def _limit(flat: Tensor, origin: Tensor, density: float, index: int, scope: str, context: Context) -> float:
+    """Return the magnitude from which an entry of a task vector is kept."""
+    if scope == "global":
+        if context.threshold is None:
+            raise NotBuiltError(
+                f"{context.name}: ties with scope: global needs a pass over the whole model, which this "
+                "caller does not make; use scope: tensor or row"
+            )
+        return context.threshold(index, density)
+    if 0 < flat.numel() <= SMALL:
+        return kth_largest_magnitude(flat - origin, kept_count(flat.numel(), density))
+    # Span by span: a large task vector never stands in memory as a whole.
+    return stream_threshold(
+        lambda: (flat[start:stop] - origin[start:stop] for start, stop in spans(flat.numel(), flat.device)),
+        density,
+    )
+
+
+def dare_linear(
+    tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context
+) -> Tensor:
+    """Return θ_0 + λ Σ w_i τ̂_i with τ̂_i = factor · b_i ⊙ τ_i, b_i ~ Bernoulli(ρ_i).
+
+    Yu et al. 2024, arXiv:2311.03099. The factor is 1/ρ_i (`inv_keep`, unbiased), ‖τ_i‖₁/‖b_i ⊙ τ_i‖₁ (`l1`,
+    as in mergekit), or 1 (`none`). The masks come from `masks.keep_mask`; two sources of one content have one
+    mask.
+
+    Raises:
+        SourceError: for a missing base, or tensors that do not fit each other.
+    """
+    flat = flatten(tensors, context)
+    origin = flatten_base(base, tensors[0], context)
+    weights, densities = numbers(params, "weight"), numbers(params, "density")
+    if params["normalize"]:
+        weights = normalized(weights)
+    scale = number(params, "scale")
+    order = active(context, [scale * weight for weight in weights], densities)
+    drop, factors = _dropping(flat, origin, params, order, context)
+    out = origin.clone()
+    if not order:
+        return out.view(tensors[0].shape)
+    for start, stop in spans(out.numel(), out.device):
+        root = origin[start:stop]
+        total = torch.zeros_like(root)
+        for index in order:
+            delta = drop(index, flat[index][start:stop] - root, start)
+            total.add_(delta, alpha=scale * weights[index] * factors[index])
+        out[start:stop].add_(total)
+    return out.view(tensors[0].shape)
+
+
+def dare_ties(
+    tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context
+) -> Tensor:
+    """Return θ_0 + λ·merge(elect(τ̂_i)) with τ̂_i as in `dare_linear` and the election of `ties`.
+
+    Raises:
+        SourceError: for a missing base, or tensors that do not fit each other.
+    """
+    flat = flatten(tensors, context)
+    origin = flatten_base(base, tensors[0], context)
+    order = active(context, numbers(params, "weight"), numbers(params, "density"))
+    drop, factors = _dropping(flat, origin, params, order, context)
+    return _elected(flat, origin, params, order, drop, factors=factors).view(tensors[0].shape)
+
+
+def _elected(
+    flat: Sequence[Tensor],
+    origin: Tensor,
+    params: Mapping[str, Resolved],
+    order: Sequence[int],
+    sparsify: Sparsify,
+    *,
+    factors: Mapping[int, float] | None = None,
+    multiple: int = 1,
+) -> Tensor:
+    """Return θ_0 + λ·merge(elect(τ̂_i)), span by span; spans are a whole number of `multiple` elements."""
+    weights, scale = numbers(params, "weight"), number(params, "scale")
+    out = origin.clone()
+    if scale == 0 or not order:
+        return out
+    for start, stop in spans(out.numel(), out.device, multiple):
+        root = origin[start:stop]
+        votes = Votes(root, mean=bool(params["normalize"]))
+        for index in order:
+            delta = sparsify(index, flat[index][start:stop] - root, start)
+            votes.add(delta, weights[index], 1.0 if factors is None else factors[index])
+        out[start:stop].add_(votes.merge(str(params["zero_sign"])), alpha=scale)
+    return out
+
+
+def _dropping(
+    flat: Sequence[Tensor],
+    origin: Tensor,
+    params: Mapping[str, Resolved],
+    order: Sequence[int],
+    context: Context,
+) -> tuple[Sparsify, dict[int, float]]:
+    """Return the function that drops entries of a span at random, and each source's factor for the rest."""
+    densities = numbers(params, "density")
+    keys = {index: mask_key(context.seed, context.name, context.source_ids[index]) for index in order}
+
+    def drop(index: int, delta: Tensor, start: int) -> Tensor:
+        if densities[index] >= 1:
+            return delta
+        kept = keep_mask(delta.numel(), keys[index], densities[index], offset=start, device=delta.device)
+        return delta.mul_(kept)
+
+    if params["rescale"] == "inv_keep":
+        return drop, {index: 1.0 / densities[index] for index in order}
+    if params["rescale"] == "none":
+        return drop, dict.fromkeys(order, 1.0)
+    return drop, {index: _l1_factor(flat[index], origin, index, drop) for index in order}
+
+
+def _l1_factor(flat: Tensor, origin: Tensor, index: int, drop: Sparsify) -> float:
+    """Return ‖τ‖₁ / ‖τ̂‖₁, summed in float64; 1 where nothing was kept."""
+    before = after = 0.0
+    for start, stop in spans(flat.numel(), flat.device):
+        delta = flat[start:stop] - origin[start:stop]
+        before += float(delta.abs().sum(dtype=torch.float64))
+        after += float(drop(index, delta, start).abs().sum(dtype=torch.float64))
+    return before / after if after > 0 else 1.0

@@ -1,0 +1,123 @@
+"""Task vectors thinned out before they are summed: by magnitude (TIES) or at random (DARE)."""
+
+from __future__ import annotations
+
+from evomerge.operators.metadata import OperatorSpec, Parameter
+
+_WEIGHT = Parameter(
+    name="weight",
+    default=1.0,
+    search=(0.0, 1.5),
+    per_source=True,
+    summary="coefficient of each task vector",
+)
+_ZERO_SIGN = Parameter(
+    name="zero_sign",
+    kind="choice",
+    default="zero",
+    choices=("zero", "positive", "negative"),
+    summary="what wins where the votes cancel: nobody, or one sign (positive is mergekit's rule)",
+)
+
+
+def _density(default: float, summary: str) -> Parameter:
+    return Parameter(
+        name="density",
+        default=default,
+        low=0.0,
+        low_open=True,
+        high=1.0,
+        search=(0.1, 1.0),
+        per_source=True,
+        summary=summary,
+    )
+
+
+def _scale(search: tuple[float, float] | None, summary: str) -> Parameter:
+    return Parameter(name="scale", default=1.0, search=search, summary=summary)
+
+
+def _normalize(*, default: bool, summary: str) -> Parameter:
+    return Parameter(name="normalize", kind="bool", default=default, summary=summary)
+
+
+_RESCALE = Parameter(
+    name="rescale",
+    kind="choice",
+    default="inv_keep",
+    choices=("inv_keep", "l1", "none"),
+    summary="what makes up for dropped entries: 1/density (the paper), the L1 norm (mergekit), nothing",
+)
+_RANDOM_DENSITY = _density(0.5, "share of entries kept at random, each with this probability")
+_SUM_SCALE = _scale(None, "λ, a common factor; not searched unless asked, since the weights already span it")
+
+TIES = OperatorSpec(
+    name="ties",
+    family="sparsified",
+    summary="Keeps the largest entries of each task vector, elects a sign, averages those that agree.",
+    paper="Yadav et al. 2023, TIES-Merging, arXiv:2306.01708",
+    kernel="evomerge.operators.kernels.sparsified:ties",
+    parameters=(
+        _WEIGHT,
+        _density(0.2, "share of entries kept, the largest in magnitude"),
+        _scale((0.5, 1.5), "λ, the factor of the merged task vector"),
+        _normalize(default=True, summary="weighted mean over the sources that agree, not their weighted sum"),
+        Parameter(
+            name="scope",
+            kind="choice",
+            default="tensor",
+            choices=("tensor", "row", "global"),
+            summary="where the largest are sought: in each tensor, each row, or the whole model (the paper)",
+        ),
+        _ZERO_SIGN,
+    ),
+    base="required",
+    scope="model",
+    invariants=("permutation", "scale", "task_scale", "translation", "neutral_weight", "idempotent"),
+)
+
+DARE_LINEAR = OperatorSpec(
+    name="dare_linear",
+    family="sparsified",
+    summary="Drops entries of each task vector at random, rescales the rest, and sums.",
+    paper="Yu et al. 2024, Language models are Super Mario, arXiv:2311.03099",
+    kernel="evomerge.operators.kernels.sparsified:dare_linear",
+    parameters=(
+        _WEIGHT,
+        _RANDOM_DENSITY,
+        _RESCALE,
+        _SUM_SCALE,
+        _normalize(
+            default=False,
+            summary="divide by the sum of the weights (a sum nearer to 0 than 1e-8 counts as 1)",
+        ),
+    ),
+    base="required",
+    scope="tensor",
+    random=True,
+    invariants=("permutation", "scale", "task_scale", "translation", "neutral_weight", "idempotent"),
+)
+
+DARE_TIES = OperatorSpec(
+    name="dare_ties",
+    family="sparsified",
+    summary="Drops entries at random, rescales the rest, elects a sign, sums those that agree.",
+    paper="Yu et al. 2024, arXiv:2311.03099, with the election of Yadav et al. 2023, arXiv:2306.01708",
+    kernel="evomerge.operators.kernels.sparsified:dare_ties",
+    parameters=(
+        _WEIGHT,
+        _RANDOM_DENSITY,
+        _RESCALE,
+        _SUM_SCALE,
+        _normalize(
+            default=False, summary="weighted mean over the sources that agree, not their weighted sum"
+        ),
+        _ZERO_SIGN,
+    ),
+    base="required",
+    scope="tensor",
+    random=True,
+    invariants=("permutation", "scale", "task_scale", "translation", "neutral_weight", "idempotent"),
+)
+
+SPECS = (TIES, DARE_LINEAR, DARE_TIES)

@@ -1,0 +1,79 @@
+"""What a recipe's keys must say together, beyond the type of each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from evomerge.documents import Key, did_you_mean
+from evomerge.recipe.faults import RecipePathError
+from evomerge.recipe.resolution import full_take, layer_blends, part_blend, segment_blends
+
+if TYPE_CHECKING:
+    from evomerge.recipe.schema import Recipe
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Check aliases, layers, segments and every blend of a recipe.
+
+    Raises:
+        RecipeError: with the key path of the first fault.
+    """
+    _check_aliases(recipe)
+    if recipe.segments is not None:
+        _check_segments(recipe)
+        return
+    part_blend(recipe, "embeddings")
+    for index, layer in enumerate(recipe.layers or ()):
+        for alias, depth in layer.take.items():
+            path: Key = ("layers", index, "take", alias)
+            _check_alias(recipe, path, alias)
+            if depth < 0:
+                raise RecipePathError(path, f"layers are counted from 0, got {depth}")
+        if layer.scale == 0:
+            raise RecipePathError(
+                ("layers", index, "scale"), "the scale must not be 0, which would erase the stream"
+            )
+        full_take(recipe, index, layer_blends(recipe, index, layer))
+    if recipe.layers is None:
+        layer_blends(recipe, None, None)
+    part_blend(recipe, "head")
+
+
+def _check_alias(recipe: Recipe, path: Key, alias: str) -> None:
+    if alias not in recipe.sources:
+        raise RecipePathError(
+            path, f"{alias!r} is not a source of this recipe{did_you_mean(alias, recipe.sources)}"
+        )
+
+
+def _check_aliases(recipe: Recipe) -> None:
+    if recipe.base is not None:
+        _check_alias(recipe, ("base",), recipe.base)
+    tokenizer = recipe.tokenizer
+    if tokenizer is not None and tokenizer.from_ is not None:
+        _check_alias(recipe, ("tokenizer", "from"), tokenizer.from_)
+    if tokenizer is not None:
+        for index, alias in enumerate(tokenizer.union or ()):
+            _check_alias(recipe, ("tokenizer", "union", index), alias)
+
+
+def _check_segments(recipe: Recipe) -> None:
+    for key in ("layers", "modules", "embeddings", "head"):
+        if getattr(recipe, key) is not None:
+            raise RecipePathError(
+                (key,), "segments cover the whole model; leave this out, or leave out `segments`"
+            )
+    segments = recipe.segments or ()
+    before = 0
+    for index, segment in enumerate(segments):
+        last = index == len(segments) - 1
+        path: Key = ("segments", index, "until")
+        if last != (segment.until is None):
+            raise RecipePathError(
+                path, "every segment but the last says where it ends, and the last one does not"
+            )
+        if segment.until is not None:
+            if segment.until <= before:
+                raise RecipePathError(path, f"must lie beyond the end of the segment before it, {before}")
+            before = segment.until
+    segment_blends(recipe)

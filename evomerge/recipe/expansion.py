@@ -1,0 +1,97 @@
+"""The expanded recipe: every layer, part and parameter spelled out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from evomerge.recipe.blends import Blend
+from evomerge.recipe.faults import RecipePathError
+from evomerge.recipe.resolution import Module, full_take, layer_blends, part_blend, segment_blends
+
+if TYPE_CHECKING:
+    from evomerge.recipe.schema import Dtype, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class ExpandedLayer:
+    """One output layer."""
+
+    take: Mapping[str, int]
+    """Alias -> layer index, in the order of declaration; the base's is there wherever a blend needs it."""
+    scale: float
+    """Factor on the hidden stream that enters the layer."""
+    blends: Mapping[Module, Blend]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpandedSegment:
+    """One range of the flat parameter index."""
+
+    until: int | None
+    """First index after it; None: the end of the model."""
+    blend: Blend
+
+
+@dataclass(frozen=True, slots=True)
+class ExpandedRecipe:
+    """A recipe in full, still in terms of aliases."""
+
+    layers: tuple[ExpandedLayer, ...]
+    """Output layers in order; with segments, their `blends` are empty (no blend holds for a whole layer)."""
+    embeddings: Blend
+    head: Blend
+    dtype: Dtype
+    seed: int
+    base: str | None
+    segments: tuple[ExpandedSegment, ...] = ()
+    """Where there are any, they say how everything blends."""
+
+
+def expand(recipe: Recipe, num_layers: Mapping[str, int]) -> ExpandedRecipe:
+    """Spell a recipe out for sources of known depth.
+
+    Args:
+        recipe: the recipe.
+        num_layers: alias -> number of layers, for every source.
+
+    Raises:
+        RecipeError: when a layer is taken that a source does not have, or the recipe leaves layers out and
+            the sources differ in depth.
+    """
+    for alias in recipe.sources:
+        if alias not in num_layers:
+            raise RecipePathError(("sources", alias), "the number of layers of this source is not known")
+    if recipe.segments is not None:
+        segments = tuple(ExpandedSegment(until, blend) for until, blend in segment_blends(recipe))
+        embeddings, head = segments[0].blend, segments[-1].blend
+    else:
+        segments = ()
+        embeddings, head = part_blend(recipe, "embeddings"), part_blend(recipe, "head")
+    layers = _one_to_one(recipe, num_layers) if recipe.layers is None else _written(recipe, num_layers)
+    return ExpandedRecipe(layers, embeddings, head, recipe.dtype, recipe.seed, recipe.base, segments)
+
+
+def _one_to_one(recipe: Recipe, num_layers: Mapping[str, int]) -> tuple[ExpandedLayer, ...]:
+    depths = {alias: num_layers[alias] for alias in recipe.sources}
+    if len(set(depths.values())) > 1:
+        listed = ", ".join(f"{alias} {depth}" for alias, depth in depths.items())
+        text = f"the sources differ in depth ({listed}), so `layers` must say which layers are taken"
+        raise RecipePathError(("layers",), text)
+    blends = layer_blends(recipe, None, None) if recipe.segments is None else {}
+    depth = next(iter(depths.values()))
+    return tuple(ExpandedLayer(dict.fromkeys(depths, index), 1.0, blends) for index in range(depth))
+
+
+def _written(recipe: Recipe, num_layers: Mapping[str, int]) -> tuple[ExpandedLayer, ...]:
+    layers = []
+    for index, layer in enumerate(recipe.layers or ()):
+        blends = layer_blends(recipe, index, layer)
+        take = full_take(recipe, index, blends)
+        for alias, depth in take.items():
+            if not 0 <= depth < num_layers[alias]:
+                text = f"{alias!r} has layers 0 to {num_layers[alias] - 1}, got {depth}"
+                raise RecipePathError(("layers", index, "take", alias), text)
+        layers.append(ExpandedLayer(take, layer.scale, blends))
+    return tuple(layers)

@@ -1,0 +1,206 @@
+"""The recipe document: its keys, and how it is read and written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails
+
+from evomerge.documents import Document, StrictModel, dump_yaml, parse_yaml, read_yaml
+from evomerge.errors import ConfigError, RecipeError
+from evomerge.recipe.blends import BlendConfig, SegmentConfig
+from evomerge.recipe.checks import check_recipe
+from evomerge.recipe.faults import RecipePathError
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class SourceConfig(StrictModel):
+    """One source model, under its alias."""
+
+    model: str | Recipe
+    """`zoo:NAME`, a local folder, a hub id, or a whole recipe (a merge of merges)."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    adapter: str | None = None
+    """A LoRA adapter on top of the model: local folder or hub id."""
+    adapter_revision: str | None = None
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _nested(cls, value: Any) -> Any:
+        # Validated here and not by the union, so that a fault inside keeps its plain key path.
+        return Recipe.model_validate(value) if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _revisions(self) -> SourceConfig:
+        if isinstance(self.model, str) and not (self.model.strip() and self.model.isprintable()):
+            raise ValueError("the model is no name; give a folder, a hub id, `zoo:NAME` or a recipe")
+        if isinstance(self.model, Recipe) and self.revision is not None:
+            raise ValueError("a nested recipe has no revision; give revisions to its own sources")
+        if self.adapter is None and self.adapter_revision is not None:
+            raise ValueError("adapter_revision needs an adapter")
+        return self
+
+
+class TokenizerConfig(StrictModel):
+    """Where the merged model's tokenizer comes from: one source, or the union of several."""
+
+    from_: str | None = Field(default=None, alias="from")
+    """Alias of the source whose tokenizer is taken as it is."""
+    union: tuple[str, ...] | None = None
+    """Aliases whose vocabularies are united, the first one's ids kept."""
+    missing: Literal["mean", "zero"] = "mean"
+    """Rows of a source that lacks a token of the union."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> TokenizerConfig:
+        if (self.from_ is None) == (self.union is None):
+            raise ValueError("give exactly one of `from` (an alias) and `union` (a list of aliases)")
+        if self.union is not None and len(set(self.union)) < max(2, len(self.union)):
+            raise ValueError("a union needs at least two different sources")
+        if self.from_ is not None and "missing" in self.model_fields_set:
+            raise ValueError("`missing` is for `union` alone")
+        return self
+
+
+class ModulesConfig(StrictModel):
+    """Blends of the module groups of a layer."""
+
+    attention: BlendConfig | None = None
+    mlp: BlendConfig | None = None
+    other: BlendConfig | None = None
+    """What is neither attention nor MLP, such as the norms of the layer."""
+
+
+class PartConfig(StrictModel):
+    """A part of the model outside its layers."""
+
+    blend: BlendConfig | None = None
+
+
+class LayerConfig(StrictModel):
+    """One output layer: which source layers it takes, and how they blend."""
+
+    take: dict[str, int] = Field(min_length=1)
+    """Alias -> layer index, from 0. One source alone, with no blend here, is copied as it is."""
+    scale: float = 1.0
+    """Factor on the hidden stream that enters this layer, not 0."""
+    blend: BlendConfig | None = None
+    """Overrides the recipe's blend key by key; naming another method discards what it inherits."""
+    modules: ModulesConfig | None = None
+    """Overrides this layer's blend within a module group."""
+
+
+class Recipe(StrictModel):
+    """An immutable document that fully determines a merged model's weights.
+
+    Example:
+        >>> recipe = Recipe.from_yaml('''
+        ... recipe: 1
+        ... sources: {base: {model: "zoo:base"}, math: {model: "zoo:math"}}
+        ... base: base
+        ... blend: {method: task_arithmetic, weight: 0.5}
+        ... ''')
+        >>> recipe == Recipe.from_mapping(recipe.to_mapping())
+        True
+    """
+
+    recipe: Literal[1]
+    """Version of this schema."""
+    sources: dict[str, SourceConfig] = Field(min_length=1)
+    base: str | None = None
+    """Alias of the source from which task vectors are taken."""
+    dtype: Dtype = "bfloat16"
+    """Storage type of the merged weights; blending is done in float32."""
+    tokenizer: TokenizerConfig | None = None
+    """Left out: the base's."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of random masks; of no meaning where no method draws any."""
+    blend: BlendConfig | None = None
+    """How the sources blend, unless something below says otherwise."""
+    modules: ModulesConfig | None = None
+    """Overrides the blend within a module group of every layer."""
+    layers: tuple[LayerConfig, ...] | None = Field(default=None, min_length=1)
+    """Output layers in order; left out: every layer of all sources, one to one."""
+    embeddings: PartConfig | None = None
+    """Token and position embeddings."""
+    head: PartConfig | None = None
+    """Final norm and language-model head."""
+    segments: tuple[SegmentConfig, ...] | None = Field(default=None, min_length=1)
+    """Piecewise blend over the flat parameter index (canonical parameter order), instead of layers."""
+
+    @field_validator("sources")
+    @classmethod
+    def _plain_aliases(cls, sources: dict[str, SourceConfig]) -> dict[str, SourceConfig]:
+        for alias in sources:
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", alias):
+                raise ValueError(
+                    f"the alias {alias!r} is not made of letters, digits, '.', '_' and '-' alone"
+                )
+        return sources
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        try:
+            check_recipe(self)
+        except RecipePathError as fault:
+            # A line error of its own keeps the key path, also below the keys of an outer document.
+            details = InitErrorDetails(
+                type="value_error", loc=fault.path, input=None, ctx={"error": RecipeError(fault.text)}
+            )
+            raise ValidationError.from_exception_data("Recipe", [details]) from None
+        return self
+
+    def __hash__(self) -> int:
+        """Hash by value; never used for identity, which is a SHA-256."""
+        return hash(json.dumps(self.to_mapping(), sort_keys=True))
+
+    @classmethod
+    def from_mapping(cls, data: Mapping[str, Any]) -> Recipe:
+        """Validate plain data into a recipe.
+
+        Raises:
+            RecipeError: with the key path of the first fault.
+        """
+        return _read(lambda: Document(data=data, name="", lines={}))
+
+    @classmethod
+    def from_yaml(cls, text: str, name: str = "recipe") -> Recipe:
+        """Read a recipe from YAML text; `name` is what errors call it.
+
+        Raises:
+            RecipeError: with the line and key path of the first fault.
+        """
+        return _read(lambda: parse_yaml(text, name))
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the recipe as plain JSON data, defaults left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML text, defaults left out."""
+        return dump_yaml(self.to_mapping())
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe file.
+
+    Raises:
+        RecipeError: when it is missing, unreadable or wrong, with the line and key path of the first fault.
+    """
+    return _read(lambda: read_yaml(path))
+
+
+def _read(document: Callable[[], Document]) -> Recipe:
+    try:
+        return document().parse(Recipe)
+    except RecipeError:
+        raise
+    except ConfigError as error:
+        raise RecipeError(str(error)) from None

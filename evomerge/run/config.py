@@ -1,0 +1,63 @@
+"""The search file as a whole."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import Field, field_validator
+
+from evomerge.cluster.config import ExecutorConfig
+from evomerge.documents import StrictModel
+from evomerge.fitness.config import EngineConfig, FitnessConfig
+from evomerge.recipe import SourceConfig, TokenizerConfig
+from evomerge.search.config import SearchConfig
+from evomerge.spaces.config import SpaceConfig
+
+
+class BudgetConfig(StrictModel):
+    """When a search ends: at whichever limit comes first."""
+
+    evaluations: int | None = Field(default=100, ge=1)
+    """Candidates scored on the search split; a reused score of an equal recipe costs nothing."""
+    hours: float | None = Field(default=None, gt=0)
+    """Wall-clock hours of running coordinators, added up over resumes."""
+    gpu_hours: float | None = Field(default=None, gt=0)
+    """Worker hours times GPUs a worker."""
+    target: float | None = None
+    """Stop as soon as a feasible candidate's scalarised objective reaches this."""
+
+
+class ReferencesConfig(StrictModel):
+    """What candidates are compared with, scored beside the budget."""
+
+    parents: bool = True
+    """Each source by itself."""
+    uniform: bool = True
+    """The plain average of the sources that are not the base."""
+    coefficients: int = Field(default=0, ge=0)
+    """Points of a sweep of task arithmetic with one coefficient for all sources, from 0.1 to 1 in equal steps."""
+
+
+class RunConfig(StrictModel):
+    """One search: everything that determines its result."""
+
+    name: str = "search"
+    sources: dict[str, SourceConfig] = Field(min_length=2)
+    base: str | None = None
+    tokenizer: TokenizerConfig | None = None
+    space: SpaceConfig = SpaceConfig()
+    fitness: FitnessConfig
+    search: SearchConfig = SearchConfig()
+    engine: EngineConfig = EngineConfig()
+    executor: ExecutorConfig = ExecutorConfig()
+    budget: BudgetConfig = BudgetConfig()
+    references: ReferencesConfig = ReferencesConfig()
+    finalists: int = Field(default=8, ge=0)
+    """So many of the best candidates are scored on the validation split at the end, beside the whole front."""
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            raise ValueError("a name is letters, digits, '.', '_' and '-' alone")
+        return name

@@ -1,0 +1,296 @@
+"""The coordinator's loop: ask, lease, journal, tell, until the budget is spent.
+
+One process, one thread, one writer. The journal is written before anything that depends on it happens: an `asked`
+line before its candidate is given out, a score file before its `evaluated` line, that line before the searcher hears
+it. Whatever instant the process dies at, a replay of the journal gives back exactly this state.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Literal, Protocol
+
+from evomerge.cluster.types import Completed, Executor, Failed, Job
+from evomerge.cluster.types import Retried as LostAttempt
+from evomerge.fitness.types import Split
+from evomerge.recipe import Recipe
+from evomerge.run.budget import Meter
+from evomerge.run.events import Asked, CandidateId, Evaluated, Event, Finished, Paused, Reference, Resumed, Retried
+from evomerge.run.journal import JournalWriter
+from evomerge.run.outcomes import measured, reused
+from evomerge.run.problem import Problem
+from evomerge.run.replay import ReplayState
+from evomerge.run.scores import ScoreStore
+from evomerge.search import Archive, Scalarize, scalarize
+from evomerge.search.types import Candidate
+
+Ending = Literal["finished", "paused"]
+POLL_S = 0.5
+"""Longest wait for a result before the loop looks at clocks and signals again."""
+MAX_REPEATS = 1000
+"""So many proposals in a row that were scored before end a search: its space is exhausted."""
+
+
+class Observer(Protocol):
+    """Hears, about twice a second, how the coordinator is doing; what is journaled it reads in the journal."""
+
+    def __call__(self, figures: Mapping[str, float | int | str]) -> None:
+        """Show the figures of searcher and executor."""
+        ...
+
+
+def unobserved(figures: Mapping[str, float | int | str]) -> None:
+    """Show nothing."""
+    del figures
+
+
+@dataclass(slots=True)
+class _Open:
+    """A job that was submitted and is not settled."""
+
+    candidate: CandidateId
+    recipe_id: str
+    split: Split
+    asked: Candidate | None = None
+    """The searched candidate, where it is one and is scored for the search."""
+    followers: list[Candidate] = field(default_factory=list)
+    """Candidates with the same recipe that were asked while it was being scored."""
+
+
+class Coordinator:
+    """Runs one search to its end, or until it is asked to drain.
+
+    Args:
+        problem: what is searched.
+        replayed: the searcher and the state at the journal's end; both live on here.
+        journal: the writer; the run's lease is held.
+        scores: the run's score files.
+        executor: where scoring runs.
+        observer: hears how it goes.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        replayed: ReplayState,
+        *,
+        journal: JournalWriter,
+        scores: ScoreStore,
+        executor: Executor,
+        observer: Observer = unobserved,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._problem = problem
+        self._searcher = replayed.searcher
+        self._state = replayed.state
+        self._candidates = replayed.candidates
+        self._journal = journal
+        self._scores = scores
+        self._executor = executor
+        self._observer = observer
+        self._meter = Meter(problem.config, elapsed_s=self._state.elapsed_s, clock=clock)
+        self._open: dict[str, _Open] = {}
+        self._repeats = 0
+        self._draining: str | None = None
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether `drain` was called."""
+        return self._draining is not None
+
+    def drain(self, reason: str) -> None:
+        """Ask for no further candidates, finish what is open, and pause."""
+        self._draining = self._draining or reason
+
+    def run(self) -> Ending:
+        """Run until the budget is spent, the searcher has finished, or `drain` was called.
+
+        Raises:
+            StorageError: when the disk refuses a write; nothing that was journaled is lost.
+            EvomergeError: when scoring cannot work at all, for instance because no worker starts.
+        """
+        if self._journal.events:
+            self._write(Resumed(pid=os.getpid(), host=socket.gethostname(), elapsed_s=self._meter.elapsed_s()))
+        self._start_references()
+        for number in self._state.open_ids:
+            self._dispatch(self._candidates[number])
+        why = self._search()
+        if self._draining is None:
+            self._validate()
+        if self._draining is not None:
+            self._write(Paused(reason=self._draining, elapsed_s=self._meter.elapsed_s()))
+            return "paused"
+        self._write(Finished(reason=why, elapsed_s=self._meter.elapsed_s()))
+        return "finished"
+
+    def _write(self, event: Event) -> None:
+        """Journal an event, then let the state know: the order that makes a replay equal to the run."""
+        self._state.apply(self._journal.append(event))
+
+    def _start_references(self) -> None:
+        for name, recipe in self._problem.references().items():
+            recipe_id = self._problem.identity(recipe)
+            if name not in self._state.references:
+                self._write(Reference(name=name, recipe_id=recipe_id, recipe=recipe.to_mapping()))
+            if (name, "search") not in self._state.evaluations:
+                self._submit(name, recipe, recipe_id, "search")
+
+    def _search(self) -> str:
+        """Ask and tell until there is a reason to end; return it."""
+        while True:
+            why = self._meter.spent(self._state) or self._target_reached() or self._searcher.finished
+            if why is None and self._repeats >= MAX_REPEATS:
+                why = f"the last {MAX_REPEATS} proposals had all been scored before"
+            if why is None and self._draining is None:
+                self._refill()
+            elif not self._open:
+                return why or "drained"
+            self._settle()
+
+    def _refill(self) -> None:
+        """Ask for as many candidates as can be worked on at once and the budget still allows."""
+        in_search = sum(1 for job in self._open.values() if job.asked is not None)
+        room = min(
+            self._executor.capacity - self._executor.open_jobs, self._meter.evaluations_left(self._state) - in_search
+        )
+        if room <= 0:
+            return
+        for candidate in self._searcher.ask(room):
+            self._candidates[candidate.id] = candidate
+            self._write(
+                Asked(
+                    candidate=candidate.id,
+                    recipe_id=self._problem.identity(candidate.recipe),
+                    genome=candidate.genome,
+                    parents=candidate.parents,
+                    origin=candidate.origin,
+                )
+            )
+            self._dispatch(candidate)
+
+    def _dispatch(self, candidate: Candidate) -> None:
+        """Give a candidate out, or settle it at once where its recipe has been scored before."""
+        recipe_id = self._problem.identity(candidate.recipe)
+        known = self._state.reusable(recipe_id, "search")
+        if known is not None:
+            self._repeats += 1
+            self._record(reused(known, candidate.id), candidate)
+            return
+        for job in self._open.values():
+            if job.recipe_id == recipe_id and job.split == "search":
+                self._repeats += 1
+                job.followers.append(candidate)
+                return
+        self._repeats = 0
+        self._submit(candidate.id, candidate.recipe, recipe_id, "search", candidate)
+
+    def _submit(
+        self, who: CandidateId, recipe: Recipe, recipe_id: str, split: Split, asked: Candidate | None = None
+    ) -> None:
+        key = f"{who}/{split}"
+        self._open[key] = _Open(candidate=who, recipe_id=recipe_id, split=split, asked=asked)
+        self._executor.submit(Job(key=key, recipe=recipe, split=split))
+
+    def _settle(self) -> None:
+        """Wait a moment for results, journal them, and let the searcher hear them."""
+        for event in self._executor.wait(POLL_S) if self._open else ():
+            job = self._open[event.job.key]
+            if isinstance(event, LostAttempt):
+                self._write(
+                    Retried(
+                        candidate=job.candidate,
+                        split=job.split,
+                        attempt=event.attempt,
+                        reason=event.reason,
+                        worker=event.worker,
+                    )
+                )
+                continue
+            del self._open[event.job.key]
+            self._record(self._evaluated(job, event), job.asked)
+            for follower in job.followers:
+                self._record(reused(self._state.evaluations[job.candidate, "search"], follower.id), follower)
+        self._observer({**self._searcher.status(), **self._executor.status(), "open": len(self._open)})
+
+    def _evaluated(self, job: _Open, event: Completed | Failed) -> Evaluated:
+        if isinstance(event, Failed):
+            return Evaluated(
+                candidate=job.candidate,
+                recipe_id=job.recipe_id,
+                split=job.split,
+                state="failed",
+                reason=f"{event.kind}: {event.reason}",
+                attempt=event.attempt,
+            )
+        path = None if event.evaluation.infeasible else self._scores.write(event.evaluation)
+        return measured(
+            self._problem.objectives,
+            event,
+            candidate=job.candidate,
+            recipe_id=job.recipe_id,
+            scores=path,
+        )
+
+    def _record(self, event: Evaluated, asked: Candidate | None) -> None:
+        """Journal an outcome, then let the searcher hear it."""
+        self._write(event)
+        if asked is not None:
+            self._searcher.tell(asked, self._state.outcome(event, self._scores))
+
+    def _target_reached(self) -> str | None:
+        target = self._problem.config.budget.target
+        best = self._state.archive.best()
+        if target is None or best is None:
+            return None
+        value = scalarize(self._problem.config.search.scalarize, self._state.archive.entry(best).objectives)
+        return f"the target {target:g} was reached" if value >= target else None
+
+    def _validate(self) -> None:
+        """Score the finalists and the references on the validation split, whose scores choose `best`."""
+        if not self._problem.has_split("validation"):
+            return
+        rule = self._problem.config.search.scalarize
+        recipes: dict[CandidateId, Recipe] = dict(self._problem.references())
+        for number in finalists(self._state.archive, rule, self._problem.config.finalists):
+            recipes[number] = self._candidates[number].recipe
+        waiting = [(who, recipe) for who, recipe in recipes.items() if (who, "validation") not in self._state.evaluations]
+        while self._open or (waiting and self._draining is None):
+            while waiting and self._draining is None and len(self._open) < self._executor.capacity:
+                who, recipe = waiting.pop(0)
+                self._submit(who, recipe, self._problem.identity(recipe), "validation")
+            self._settle()
+
+
+def finalists(archive: Archive, rule: Scalarize, count: int) -> tuple[int, ...]:
+    """Return the ids that are scored on the validation split: the front and the best by scalarised objective."""
+    ranked = sorted(
+        (entry for entry in archive.entries if entry.feasible),
+        key=lambda entry: (-scalarize(rule, entry.objectives), entry.id),
+    )
+    return tuple(sorted({*archive.front(), *(entry.id for entry in ranked[:count])}))
+
+
+@contextmanager
+def draining_on_signals(coordinator: Coordinator) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM drain the coordinator; a second one interrupts at once."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        del frame
+        if coordinator.is_draining:
+            raise KeyboardInterrupt
+        coordinator.drain("interrupted" if number == signal.SIGINT else "terminated")
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

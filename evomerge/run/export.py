@@ -1,0 +1,194 @@
+"""Exporting a candidate: its sealed test score, then a checkpoint with its card, or its recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evomerge.cluster import InlineExecutor
+from evomerge.cluster.types import Completed, Failed, Job
+from evomerge.errors import EvaluationError, NotBuiltError, RunHeldError, StateError
+from evomerge.recipe import Recipe
+from evomerge.run.card import ScoreRow, SourceFacts, declared_license, model_card
+from evomerge.run.events import CandidateId, Exported
+from evomerge.run.journal import JournalWriter
+from evomerge.run.lease import Lease
+from evomerge.run.outcomes import measured
+from evomerge.run.problem import Problem, open_problem
+from evomerge.run.storage import write_atomically
+from evomerge.run.view import Json, Run
+from evomerge.run.view import measured as as_json
+
+_POLL_S = 3600.0
+
+
+def export_checkpoint(path: Path, out: Path, word: str = "best") -> Json:
+    """Write a candidate as a Hugging Face checkpoint with a model card.
+
+    The test split is scored here for the first and only time, for the candidate and the references, and journaled;
+    a further export of the same candidate reads the journal. While a coordinator holds the run, the export has no
+    test scores (a note says so), because there is one writer.
+
+    Args:
+        path: the run folder.
+        out: the model's folder; it must not exist.
+        word: `best`, `knee`, a number or a reference.
+
+    Returns:
+        `{"candidate", "recipe_id", "out", "format", "scores", "note"}`.
+
+    Raises:
+        StateError: when there is no such candidate, or `out` exists.
+        SourceError: when a source cannot be read any more.
+    """
+    run = Run(path)
+    candidate = run.resolve(word)
+    if out.exists():
+        raise StateError(f"{out}: this exists already; give a folder that does not")
+    note = None
+    problem = open_problem(run.config)
+    try:
+        with Lease(path):
+            _unseal(run, problem, candidate)
+            run.refresh()
+            _build(run, problem, candidate, out)
+            with JournalWriter(run.folder.journal) as journal:
+                journal.append(Exported(candidate=candidate, out=out.name))
+    except RunHeldError:
+        note = "the run is still going: exported without the sealed test scores; export again once it is finished"
+        _build(run, problem, candidate, out)
+    return {**_facts(run, candidate, out, "checkpoint"), "note": note}
+
+
+def export_recipe(path: Path, out: Path, word: str = "best") -> Json:
+    """Write a candidate's native recipe as a YAML file.
+
+    Raises:
+        StateError: when there is no such candidate, or `out` exists.
+    """
+    run = Run(path)
+    candidate = run.resolve(word)
+    if out.exists():
+        raise StateError(f"{out}: this exists already; give a file that does not")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, run.recipe(candidate).to_yaml().encode())
+    return {**_facts(run, candidate, out, "recipe"), "note": None}
+
+
+def export_mergekit(path: Path, word: str = "best") -> None:
+    """Refuse: a mergekit YAML cannot be written yet.
+
+    Raises:
+        NotBuiltError: always.
+    """
+    Run(path).resolve(word)
+    raise NotBuiltError("--format mergekit: not built yet; use --format recipe or --format checkpoint")
+
+
+def _unseal(run: Run, problem: Problem, candidate: CandidateId) -> None:
+    """Score the candidate and the references on the test split where that has not been done, and journal it."""
+    if not problem.has_split("test"):
+        return
+    wanted: dict[CandidateId, Recipe] = {name: run.recipe(name) for name in compared(run)}
+    wanted[candidate] = run.recipe(candidate)
+    open_ = {who: recipe for who, recipe in wanted.items() if (who, "test") not in run.state.evaluations}
+    if not open_:
+        return
+    executor = InlineExecutor(problem.config.executor, problem.scorer)
+    try:
+        with JournalWriter(run.folder.journal) as journal:
+            for who, recipe in open_.items():
+                executor.submit(Job(key=f"{who}/test", recipe=recipe, split="test"))
+                for result in executor.wait(_POLL_S):
+                    if isinstance(result, Failed):
+                        raise EvaluationError(f"candidate {who}: scoring the test split failed ({result.reason})")
+                    if isinstance(result, Completed):
+                        scores = None if result.evaluation.infeasible else run.folder.scores.write(result.evaluation)
+                        journal.append(
+                            measured(
+                                problem.objectives, result, candidate=who, recipe_id=run.recipe_id(who), scores=scores
+                            )
+                        )
+    finally:
+        executor.close()
+
+
+def compared(run: Run) -> list[str]:
+    """Return the references worth a test score: all but the coefficient sweep, and the sweep's best on search."""
+    names = list(run.state.references)
+    sweep = [name for name in names if name.startswith("coefficient:") and run.value(name, "search") is not None]
+    others = [name for name in names if not name.startswith("coefficient:")]
+    return [*others, *([max(sweep, key=lambda name: run.value(name, "search") or 0.0)] if sweep else [])]
+
+
+def score_rows(run: Run, candidate: CandidateId) -> list[Json]:
+    """Return the scores of a candidate on each split, then those of the references on the last split scored."""
+    rows: list[Json] = []
+    for split in ("search", "validation", "test"):
+        event = run.state.evaluations.get((candidate, split))
+        if event is not None and event.objectives:
+            rows.append({"name": f"candidate {candidate}", "split": split, "objectives": as_json(event)})
+    if rows:
+        last = rows[-1]["split"]
+        for name in compared(run):
+            event = run.state.evaluations.get((name, last))
+            if event is not None and event.objectives:
+                rows.append({"name": name, "split": last, "objectives": as_json(event)})
+    return rows
+
+
+def _facts(run: Run, candidate: CandidateId, out: Path, kind: str) -> Json:
+    return {
+        "candidate": candidate,
+        "recipe_id": run.recipe_id(candidate),
+        "out": str(out),
+        "format": kind,
+        "scores": score_rows(run, candidate),
+    }
+
+
+def _build(run: Run, problem: Problem, candidate: CandidateId, out: Path) -> None:
+    from evomerge.merging import build, terminal_progress
+
+    card = _card(run, problem, candidate, out.name)
+    build(run.recipe(candidate), out, base_dir=Path.cwd(), card=card, progress=terminal_progress())
+
+
+def _card(run: Run, problem: Problem, candidate: CandidateId, name: str) -> str:
+    recipe = run.recipe(candidate)
+    asked = run.state.asked.get(candidate) if isinstance(candidate, int) else None
+    parents = f" from candidates {', '.join(map(str, asked.parents))}" if asked and asked.parents else ""
+    origin = f" ({asked.origin}{parents})" if asked and asked.origin else ""
+    lineage = (
+        f"Candidate {candidate} of the search `{run.config.name}`{origin}: {run.state.num_done} candidates were "
+        f"scored, searcher `{run.config.search.searcher}`, seed {run.config.search.seed}, "
+        f"chosen on the {run.selection_split} split."
+    )
+    scores = [
+        ScoreRow(
+            name=row["name"],
+            split=row["split"],
+            scores={key: (value["mean"], value["stderr"]) for key, value in row["objectives"].items()},
+        )
+        for row in score_rows(run, candidate)
+    ]
+    return model_card(
+        name, recipe, run.recipe_id(candidate), sources=source_facts(recipe, problem), lineage=lineage, scores=scores
+    )
+
+
+def source_facts(recipe: Recipe, problem: Problem) -> list[SourceFacts]:
+    """Return what a card says of each source of a recipe; a nested recipe is called by its identity."""
+    from evomerge.checkpoints import resolve_model
+
+    facts = []
+    for alias, source in recipe.sources.items():
+        info = problem.infos[alias]
+        if isinstance(source.model, str):
+            folder = resolve_model(source.model, source.revision, Path.cwd())
+            shown = Path(source.model).name if Path(source.model).is_absolute() else source.model
+            facts.append(SourceFacts(alias, shown, info.content_hash, declared_license(folder)))
+        else:
+            facts.append(SourceFacts(alias, "a nested recipe", info.content_hash, None))
+    return facts
+
+

@@ -1,0 +1,88 @@
+"""Reading a search file: overrides, ready spaces, and paths that hold wherever the run continues."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from evomerge.catalog import FOLDERS, catalog_root, find_document
+from evomerge.documents import Document, parse_yaml, read_yaml
+from evomerge.errors import ConfigError
+from evomerge.run.config import RunConfig
+from evomerge.spaces import read_space
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a search file into its resolved form.
+
+    Ready spaces (`space: {from: ...}`) are filled in; local models and suites become absolute paths, so that the
+    result means the same from any folder. Catalogue names and hub ids stay as they are.
+
+    Args:
+        path: the search file.
+        overrides: `a.b=value` texts, each value read as YAML.
+
+    Raises:
+        ConfigError: with file, line and key path of the first fault.
+    """
+    return resolve_config(read_yaml(path), path.resolve().parent, overrides)
+
+
+def resolve_config(document: Document, base_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Do what `load_config` does for a document that is read already; relative paths start at `base_dir`."""
+    if not isinstance(document.data, Mapping):
+        raise document.error((), "a search file is a mapping of keys (sources, space, fitness, ...)")
+    data = copy.deepcopy(dict(document.data))
+    apply_overrides(data, overrides)
+    if isinstance(data.get("space"), Mapping):
+        data["space"] = read_space(data["space"], lambda name: find_document(name, base_dir))
+    _absolute_paths(data, base_dir)
+    return replace(document, data=data).parse(RunConfig)
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Write `a.b=value` texts into nested mappings, in place.
+
+    Raises:
+        ConfigError: for a text without `=`, or a path through something that is not a mapping.
+    """
+    for text in overrides:
+        path, sign, value = text.partition("=")
+        keys = path.strip().split(".")
+        if not sign or not all(keys):
+            raise ConfigError(f"--set {text}: expected KEY.PATH=VALUE, for instance budget.evaluations=200")
+        target = data
+        for key in keys[:-1]:
+            inner = target.get(key)
+            inner = {} if inner is None else inner
+            if not isinstance(inner, Mapping):
+                raise ConfigError(f"--set {text}: {key!r} holds a value, not keys")
+            target[key] = dict(inner)
+            target = target[key]
+        target[keys[-1]] = parse_yaml(value, f"--set {text}").data
+
+
+def _absolute_paths(data: dict[str, Any], base_dir: Path) -> None:
+    """Make the local paths of a search file's mapping absolute, in place; leave what is malformed to validation."""
+    sources = data.get("sources")
+    if isinstance(sources, Mapping):
+        data["sources"] = {alias: _absolute_source(source, base_dir) for alias, source in sources.items()}
+    fitness = data.get("fitness")
+    if isinstance(fitness, Mapping) and isinstance(fitness.get("suite"), str):
+        found = find_document(fitness["suite"], base_dir)
+        in_catalog = fitness["suite"].split("/")[0] in FOLDERS and found == catalog_root() / fitness["suite"]
+        data["fitness"] = {**fitness, "suite": fitness["suite"] if in_catalog else str(found)}
+
+
+def _absolute_source(source: Any, base_dir: Path) -> Any:
+    if not isinstance(source, Mapping):
+        return source
+    return {
+        key: str((base_dir / value).resolve())
+        if key in ("model", "adapter") and isinstance(value, str) and (base_dir / value).is_dir()
+        else value
+        for key, value in source.items()
+    }

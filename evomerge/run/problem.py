@@ -1,0 +1,99 @@
+"""What a search file comes to once its sources are opened: space, objectives, identities, and how to score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from evomerge.catalog import find_document
+from evomerge.fitness import Objectives, ScorerSpec, Split, Suite, check_fitness, load_suite
+from evomerge.recipe import Recipe, SourceInfo, identity
+from evomerge.run.config import RunConfig
+from evomerge.run.folder import config_data
+from evomerge.run.replay import space_of
+from evomerge.spaces import Space
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A search that could start: everything but the state."""
+
+    config: RunConfig
+    space: Space
+    objectives: Objectives
+    infos: Mapping[str, SourceInfo]
+    """Content hash and layer count of each source, by alias."""
+    suite: Suite
+    scorer: ScorerSpec
+    """Builds the scorer inside a worker."""
+
+    def identity(self, recipe: Recipe) -> str:
+        """Return the SHA-256 identity of a recipe over this search's sources."""
+        return identity(recipe, self.infos)
+
+    def has_split(self, split: Split) -> bool:
+        """Return whether the suite sets documents aside for a split."""
+        shares = self.suite.config.splits
+        return {"search": shares.search, "validation": shares.validation, "test": shares.test}[split] > 0
+
+    def with_config(self, config: RunConfig) -> Problem:
+        """Return the same problem under another budget."""
+        return replace(self, config=config)
+
+    def references(self) -> dict[str, Recipe]:
+        """Return the recipes that candidates are compared with, by name (`parent:math`, `uniform`, ...)."""
+        config, wanted = self.config, self.config.references
+        experts = [alias for alias in config.sources if alias != config.base]
+        found: dict[str, Recipe] = {}
+        if wanted.parents:
+            for alias in config.sources:
+                found[f"parent:{alias}"] = self._blend(method="linear", weight={alias: 1.0})
+        if wanted.uniform:
+            found["uniform"] = self._blend(method="linear", weight=dict.fromkeys(experts, 1.0))
+        if config.base is not None:
+            for step in range(1, wanted.coefficients + 1):
+                value = 0.1 if wanted.coefficients == 1 else 0.1 + 0.9 * (step - 1) / (wanted.coefficients - 1)
+                found[f"coefficient:{value:.2f}"] = self._blend(method="task_arithmetic", weight=round(value, 2))
+        return found
+
+    def _blend(self, **blend: object) -> Recipe:
+        return all_sources(self.config, blend=blend)
+
+
+def all_sources(config: RunConfig, *, blend: Mapping[str, object]) -> Recipe:
+    """Return a recipe over all sources of a search with one blend for the whole model."""
+    data = config_data(config)
+    keys = {key: data[key] for key in ("sources", "base", "tokenizer") if data[key] is not None}
+    return Recipe.from_mapping({"recipe": 1, **keys, "dtype": config.engine.dtype, "blend": dict(blend)})
+
+
+def open_problem(config: RunConfig) -> Problem:
+    """Open the sources (headers and content hashes, no weights kept) and check that everything fits.
+
+    Raises:
+        ConfigError: a task, metric, parameter or range that does not exist.
+        SourceError: a source that cannot be read or does not fit the others.
+        NotBuiltError: a kind of search that this version cannot run.
+    """
+    from evomerge.merging import open_sources
+
+    suite = load_suite(find_document(config.fitness.suite, Path.cwd()))
+    objectives = check_fitness(config.fitness, suite)
+    sources = open_sources(all_sources(config, blend={"method": "linear"}), Path.cwd())
+    infos = dict(sources.infos)
+    return Problem(
+        config=config,
+        space=space_of(config, infos),
+        objectives=objectives,
+        infos=infos,
+        suite=suite,
+        scorer=ScorerSpec(
+            sources=config.sources,
+            base=config.base,
+            suite=suite.path,
+            base_dir=Path.cwd(),
+            engine=config.engine,
+            tokenizer=config.tokenizer,
+        ),
+    )

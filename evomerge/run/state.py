@@ -1,0 +1,250 @@
+"""What a journal's events come to: the state of a run, folded event by event.
+
+The coordinator applies each event after it is journaled, a resume and every view apply those that were: one
+rule for all, so that a resumed run and a view cannot differ from the run itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from evomerge.errors import StateError
+from evomerge.fitness.types import SPLITS, Split
+from evomerge.run.events import (
+    Asked,
+    Budget,
+    CandidateId,
+    Evaluated,
+    Event,
+    Finished,
+    Paused,
+    Reference,
+    Resumed,
+    Retried,
+    Started,
+    Stopped,
+)
+from evomerge.run.scores import ScoreStore
+from evomerge.search import Archive, Outcome, Scalarize
+
+Lifecycle = Literal["created", "running", "paused", "stopped", "finished"]
+"""What the last event of that kind says; whether a coordinator is really there, the lease tells."""
+
+
+class RunState:
+    """The state of a run after the events that were applied.
+
+    Args:
+        scalarize: how `best` and the history see several objectives.
+    """
+
+    def __init__(self, scalarize: Scalarize = "mean") -> None:
+        self._scalarize = scalarize
+        self.started: Started | None = None
+        self.asked: dict[int, Asked] = {}
+        """Every candidate, in the order of asking."""
+        self.references: dict[str, Reference] = {}
+        self.evaluations: dict[tuple[CandidateId, Split], Evaluated] = {}
+        """Every outcome, in the order of the journal."""
+        self.lost_attempts: dict[tuple[CandidateId, Split], int] = {}
+        """How many attempts of a job were lost."""
+        self.archives: dict[Split, Archive] = {}
+        """Candidates (no references) by split; one with the same recipe as another is not listed again."""
+        self.timeline: list[tuple[int, float]] = []
+        """Candidate and elapsed seconds of each entry of the search archive."""
+        self.budget_changes: dict[str, float | int | None] = {}
+        self.lifecycle: Lifecycle = "created"
+        self.reason = ""
+        """Why the run was paused, stopped or finished."""
+        self.num_done = 0
+        """Candidates evaluated on the search split, whatever came out; reused scores are not counted."""
+        self.worker_seconds = 0.0
+        """Seconds that workers spent on evaluations, on every split."""
+        self.seq = 0
+        self._scored: dict[tuple[str, Split], CandidateId] = {}
+        self._listed: set[tuple[str, Split]] = set()
+        self._open: dict[int, None] = {}
+        self._elapsed_s = 0.0
+        self._session: tuple[float, float] | None = None
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the objectives, in order; empty before the run started."""
+        return self.started.objectives if self.started else ()
+
+    @property
+    def archive(self) -> Archive:
+        """The archive of the search split.
+
+        Raises:
+            StateError: before the run started.
+        """
+        if not self.archives:
+            raise StateError("the journal is empty: nothing was searched yet; resume the run")
+        return self.archives["search"]
+
+    @property
+    def open_ids(self) -> tuple[int, ...]:
+        """Candidates that were asked and have no outcome on the search split, in the order of asking."""
+        return tuple(self._open)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds that coordinators ran, up to the last event; time between them does not count."""
+        return self._elapsed_s
+
+    @property
+    def session(self) -> tuple[float, float] | None:
+        """When the running or interrupted coordinator began (seconds since 1970), and what elapsed before.
+
+        None where none runs.
+        """
+        return self._session
+
+    def reusable(self, recipe_id: str, split: Split) -> Evaluated | None:
+        """Return the first outcome of an equal recipe on a split (a failed one does not count), or None."""
+        owner = self._scored.get((recipe_id, split))
+        return None if owner is None else self.evaluations[owner, split]
+
+    def of_split(self, split: Split) -> dict[CandidateId, Evaluated]:
+        """Return the outcomes on one split, in the order of the journal."""
+        return {owner: event for (owner, where), event in self.evaluations.items() if where == split}
+
+    def outcome(self, event: Evaluated, store: ScoreStore | None = None) -> Outcome:
+        """Return an evaluation as a searcher hears it.
+
+        Args:
+            event: a journaled evaluation on the search split.
+            store: where the per-sample scores lie, read when they are looked at; None: without them.
+        """
+        samples = store.samples(event.scores) if store is not None and event.scores is not None else {}
+        return Outcome(
+            state=event.state, objectives=self._values(event), violation=event.violation, samples=samples
+        )
+
+    def apply(self, event: Event) -> None:
+        """Take in the next event.
+
+        Raises:
+            StateError: when it contradicts those before it; the text names its line.
+        """
+        if self.started is None and not isinstance(event, Started):
+            raise self._fault(event, "the journal does not begin with `started`")
+        match event:
+            case Started():
+                self._start(event)
+            case Asked():
+                self._ask(event)
+            case Evaluated():
+                self._evaluate(event)
+            case Reference():
+                if event.name in self.references:
+                    raise self._fault(event, f"the reference {event.name!r} stands twice")
+                self.references[event.name] = event
+            case Retried():
+                job = (event.candidate, event.split)
+                self.lost_attempts[job] = self.lost_attempts.get(job, 0) + 1
+                self._tick(event)
+            case Budget():
+                self.budget_changes.update(event.changes)
+            case Resumed():
+                self.lifecycle, self.reason = "running", ""
+                self._elapsed_s = event.elapsed_s
+                self._session = (event.timestamp, event.elapsed_s)
+            case Paused() | Stopped() | Finished():
+                self._leave(event)
+            case _:
+                pass  # an export changes nothing
+        self.seq = event.seq
+
+    def _start(self, event: Started) -> None:
+        if self.started is not None:
+            raise self._fault(event, "the run started already")
+        self.started = event
+        self.lifecycle = "running"
+        self._session = (event.timestamp, 0.0)
+        self.archives = {split: Archive(event.objectives, scalarize=self._scalarize) for split in SPLITS}
+
+    def _ask(self, event: Asked) -> None:
+        if event.candidate != len(self.asked):
+            raise self._fault(event, f"asked candidate {event.candidate}, expected {len(self.asked)}")
+        self.asked[event.candidate] = event
+        self._open[event.candidate] = None
+        self._tick(event)
+
+    def _evaluate(self, event: Evaluated) -> None:
+        owner = event.candidate
+        known = self.asked.get(owner) if isinstance(owner, int) else self.references.get(owner)
+        if known is None:
+            raise self._fault(event, f"candidate {owner!r} was evaluated but never asked")
+        if known.recipe_id != event.recipe_id:
+            raise self._fault(
+                event, f"candidate {owner!r} was evaluated with another recipe than it was asked with"
+            )
+        if (owner, event.split) in self.evaluations:
+            raise self._fault(event, f"candidate {owner!r} was evaluated twice on the {event.split} split")
+        self._check_objectives(event)
+        self.evaluations[owner, event.split] = event
+        if event.state != "failed":
+            self._scored.setdefault((event.recipe_id, event.split), owner)
+        if event.reused_from is None:
+            self.worker_seconds += sum(event.seconds.values())
+        if event.split == "search":
+            self._tick(event)
+        if isinstance(owner, int):
+            self._close(owner, event)
+
+    def _close(self, candidate: int, event: Evaluated) -> None:
+        archive = self.archives[event.split]
+        recipe = (event.recipe_id, event.split)
+        if recipe not in self._listed:
+            feasible = event.state == "feasible"
+            errors = tuple(event.stderr.get(name) or 0.0 for name in self.objectives if event.objectives)
+            if event.state != "failed":
+                self._listed.add(recipe)
+            archive.add(candidate, self._values(event), errors, feasible=feasible)
+            if event.split == "search":
+                self.timeline.append((candidate, self._elapsed_s))
+        if event.split == "search":
+            self._open.pop(candidate, None)
+            self.num_done += event.reused_from is None
+
+    def _check_objectives(self, event: Evaluated) -> None:
+        if set(event.objectives) == set(self.objectives):
+            return
+        if event.state == "feasible" or event.objectives:
+            raise self._fault(
+                event, f"objectives {sorted(event.objectives)}, expected {sorted(self.objectives)}"
+            )
+
+    def _values(self, event: Evaluated) -> tuple[float, ...]:
+        return tuple(event.objectives[name] for name in self.objectives) if event.objectives else ()
+
+    def _leave(self, event: Paused | Stopped | Finished) -> None:
+        states: Mapping[type[Event], Lifecycle] = {Paused: "paused", Stopped: "stopped", Finished: "finished"}
+        self.lifecycle, self.reason = states[type(event)], event.reason
+        self._elapsed_s = event.elapsed_s
+        self._session = None
+
+    def _tick(self, event: Event) -> None:
+        """Let the elapsed time reach an event; a system clock that is set back does not turn it back."""
+        if self._session is not None:
+            start, before = self._session
+            self._elapsed_s = max(self._elapsed_s, before + event.timestamp - start)
+
+    @staticmethod
+    def _fault(event: Event, what: str) -> StateError:
+        return StateError(f"journal line {event.seq}: {what}; restore the run folder from a copy")
+
+
+def fold(events: Sequence[Event], scalarize: Scalarize = "mean") -> RunState:
+    """Return the state after a journal's events.
+
+    Raises:
+        StateError: when they contradict each other.
+    """
+    state = RunState(scalarize)
+    for event in events:
+        state.apply(event)
+    return state

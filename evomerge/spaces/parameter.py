@@ -1,0 +1,282 @@
+"""The parameter space: coefficients of merge methods, shared over groups of layers and modules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from evomerge.documents import did_you_mean
+from evomerge.errors import ConfigError
+from evomerge.operators import OperatorSpec, Parameter
+from evomerge.recipe import BlendConfig, Recipe, SourceConfig, TokenizerConfig
+from evomerge.spaces.config import SpaceConfig
+from evomerge.spaces.genes import MethodGenes, gene_value, method_genes, setting_value
+from evomerge.spaces.groups import Site, build_sites
+from evomerge.spaces.types import Dimension, Genome, Value
+
+_METHOD = "method"
+
+
+@dataclass(frozen=True, slots=True)
+class _Gene:
+    """A dimension, and where its value stands in a recipe."""
+
+    dimension: Dimension
+    method: str
+    parameter: Parameter
+    alias: str | None
+    """The source, for a parameter with a value for each."""
+    site: Site
+
+
+class ParameterSpace:
+    """Coefficients of merge methods, one set for each group of layers, module group and source.
+
+    Dimensions are named `weight/math/layers.0-3/attention`: parameter, source if it has a value for each,
+    layer group and module group if there are several. With several methods, the first dimension is `method`, and
+    the names of the others begin with the method under which they are active.
+
+    Args:
+        config: the `space:` section, of kind `parameter`.
+        sources: alias -> source, the base included.
+        base: alias of the base, for methods that need one.
+        num_layers: layers of every source.
+        dtype: of the merged weights, as in a recipe.
+        tokenizer: as in a recipe.
+        seed: of random masks, as in a recipe.
+
+    Raises:
+        ConfigError: when the section does not fit the methods or the sources.
+    """
+
+    def __init__(
+        self,
+        config: SpaceConfig,
+        *,
+        sources: Mapping[str, SourceConfig],
+        base: str | None,
+        num_layers: int,
+        dtype: str = "bfloat16",
+        tokenizer: TokenizerConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        if base is not None and base not in sources:
+            raise ConfigError(f"base: {base!r} is not a source{did_you_mean(base, sources)}")
+        self._sites = build_sites(config.groups, num_layers)
+        self._num_layers = num_layers
+        self._sources = dict(sources)
+        self._base = base
+        self._head: dict[str, Any] = {"recipe": 1, "sources": self._sources, "dtype": dtype, "seed": seed}
+        self._head |= {"base": base} if base is not None else {}
+        self._head |= {"tokenizer": tokenizer} if tokenizer is not None else {}
+        self._methods = {genes.spec.name: genes for genes in method_genes(config)}
+        self._blended = {name: self._aliases(genes.spec) for name, genes in self._methods.items()}
+        self._genes = tuple(gene for genes in self._methods.values() for gene in self._genes_of(genes))
+        self._dimensions = (*self._choice(), *(gene.dimension for gene in self._genes))
+        if not self._dimensions:
+            raise ConfigError("space.parameters: every parameter is fixed, so there is nothing to search")
+        self.decode(
+            self.start
+        )  # whatever is wrong with the sources shows now, and not at the first candidate
+
+    @property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """The dimensions, in the order of a genome."""
+        return self._dimensions
+
+    @property
+    def start(self) -> Genome:
+        """The operator's defaults, within the ranges; with several methods, the first one's."""
+        first = next(iter(self._methods))
+        genes = [gene.dimension.default if gene.method == first else None for gene in self._genes]
+        return (first, *genes) if self._choice() else tuple(genes)
+
+    def decode(self, genome: Genome) -> Recipe:
+        """Return the recipe of a genome.
+
+        Raises:
+            ConfigError: when the genome does not fit the dimensions.
+        """
+        method, values = self._split(genome)
+        settings: dict[Site, dict[str, Any]] = {site: {} for site in self._sites.every}
+        for gene, value in zip(self._genes, values, strict=True):
+            if gene.method != method:
+                continue
+            written = setting_value(gene.parameter, value)
+            if gene.alias is None:
+                settings[gene.site][gene.parameter.name] = written
+            else:
+                settings[gene.site].setdefault(gene.parameter.name, {})[gene.alias] = written
+        return Recipe.from_mapping(self._document(method, settings))
+
+    def encode(self, recipe: Recipe) -> Genome:
+        """Return the genome of a recipe of this space.
+
+        Raises:
+            ConfigError: when no genome of this space decodes to the recipe.
+        """
+        method = recipe.blend.method if recipe.blend is not None else None
+        values = [self._read(gene, recipe) if gene.method == method else None for gene in self._genes]
+        genome: Genome = (method, *values) if self._choice() else tuple(values)
+        try:
+            same = self.decode(genome) == recipe
+        except ConfigError:
+            same = False
+        if not same:
+            raise ConfigError(
+                "recipe: no genome of this space decodes to it; give a recipe that this space made"
+            )
+        return genome
+
+    def _choice(self) -> tuple[Dimension, ...]:
+        names = tuple(self._methods)
+        if len(names) == 1:
+            return ()
+        return (Dimension(name=_METHOD, kind="choice", choices=names, default=names[0]),)
+
+    def _aliases(self, spec: OperatorSpec) -> tuple[str, ...]:
+        """Return the sources that a method gives a value to each.
+
+        Raises:
+            ConfigError: when the method cannot blend that many, or lacks a base.
+        """
+        if spec.base == "required" and self._base is None:
+            raise ConfigError(
+                f"space.method: method {spec.name!r} needs a base; name one of the sources as `base`"
+            )
+        blended = tuple(alias for alias in self._sources if spec.base == "ignored" or alias != self._base)
+        try:
+            spec.check_count(len(blended))
+        except ConfigError as error:
+            raise ConfigError(f"space.method: {error}") from None
+        return blended
+
+    def _genes_of(self, genes: MethodGenes) -> list[_Gene]:
+        method = genes.spec.name
+        several = len(self._methods) > 1
+        found = []
+        for name, (parameter, dimension) in genes.searched.items():
+            aliases = self._blended[method] if parameter.per_source else (None,)
+            for alias in aliases:
+                for site in self._sites.every:
+                    words = (method if several else "", name, alias or "", site.label)
+                    named = replace(
+                        dimension,
+                        name="/".join(word for word in words if word),
+                        default=self._default(genes.spec, parameter, dimension),
+                        active_when=(_METHOD, method) if several else None,
+                    )
+                    found.append(_Gene(named, method, parameter, alias, site))
+        return found
+
+    def _default(self, spec: OperatorSpec, parameter: Parameter, dimension: Dimension) -> Value:
+        if spec.base == "ignored" and parameter.name == "weight":
+            # The plain average, whether or not the method divides by the sum of the weights.
+            return min(dimension.high, max(dimension.low, 1.0 / len(self._blended[spec.name])))
+        return dimension.default
+
+    def _fixed(self, method: str) -> dict[str, Any]:
+        genes = self._methods[method]
+        fixed: dict[str, Any] = dict(genes.fixed)
+        if genes.spec.base == "ignored" and self._base is not None:
+            # Such a method blends the base only where it is named.
+            for name, value in genes.fixed.items():
+                if genes.spec.parameter(name).per_source:
+                    fixed[name] = dict.fromkeys(self._blended[method], value)
+        return fixed
+
+    def _document(self, method: str, settings: Mapping[Site, Mapping[str, Any]]) -> dict[str, Any]:
+        sites = self._sites
+        document = {**self._head, "blend": {"method": method, **self._fixed(method)}}
+        if sites.whole:
+            leader = sites.leaders[0]
+            document["blend"] |= settings[leader]
+            document |= {"modules": _modules(sites.group(leader), settings)}
+            parts = {site.part: site for site in sites.every if site.part != "layers"}
+        else:
+            document["layers"] = [
+                {
+                    "take": dict.fromkeys(self._sources, index),
+                    "blend": settings[leader],
+                    "modules": _modules(sites.group(leader), settings),
+                }
+                for leader in sites.leaders
+                for index in range(*leader.layers)
+            ]
+            parts = {"embeddings": sites.leader_of("embeddings"), "head": sites.leader_of("head")}
+        return document | {part: {"blend": settings[site]} for part, site in parts.items()}
+
+    def _split(self, genome: Genome) -> tuple[str, Genome]:
+        """Check a genome and return its method and the values of the other dimensions."""
+        if len(genome) != len(self._dimensions):
+            text = f"expected {len(self._dimensions)} values, got {len(genome)}"
+            raise ConfigError(f"genome: {text}; it belongs to another space")
+        chosen: dict[str, Value] = {}
+        for dimension, value in zip(self._dimensions, genome, strict=True):
+            if (
+                dimension.active_when is not None
+                and chosen[dimension.active_when[0]] != dimension.active_when[1]
+            ):
+                if value is not None:
+                    raise ConfigError(
+                        f"genome: {dimension.name} is not active here and must be None, got {value!r}"
+                    )
+                continue
+            _check_value(dimension, value)
+            chosen[dimension.name] = value
+        method = chosen[_METHOD] if self._choice() else next(iter(self._methods))
+        return str(method), genome[len(self._choice()) :]
+
+    def _read(self, gene: _Gene, recipe: Recipe) -> Value:
+        """Return a gene's value as the recipe writes it, or None where it does not."""
+        blend = _blend_at(recipe, gene.site, whole=self._sites.whole)
+        setting = blend.settings.get(gene.parameter.name) if blend is not None else None
+        if gene.alias is not None:
+            setting = setting.get(gene.alias) if isinstance(setting, Mapping) else None
+        return gene_value(gene.parameter, setting)
+
+
+def _modules(sites: tuple[Site, ...], settings: Mapping[Site, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return the module overrides of a layer group, or None where its leader speaks for all."""
+    own: dict[str, Any] = {
+        module: settings[site] for site in sites if not site.leads for module in site.modules
+    }
+    return own or None
+
+
+def _check_value(dimension: Dimension, value: Value) -> None:
+    if dimension.kind == "choice":
+        if value not in dimension.choices:
+            expected = "one of " + ", ".join(dimension.choices)
+            raise ConfigError(f"genome: {dimension.name} must be {expected}, got {value!r}")
+        return
+    number = isinstance(value, int if dimension.kind == "int" else (int, float)) and not isinstance(
+        value, bool
+    )
+    if (
+        not number
+        or not math.isfinite(float(value or 0))
+        or not dimension.low <= float(value or 0) <= dimension.high
+    ):
+        kind = "a whole number" if dimension.kind == "int" else "a number"
+        text = f"must be {kind} in [{dimension.low:g}, {dimension.high:g}], got {value!r}"
+        raise ConfigError(f"genome: {dimension.name} {text}")
+
+
+def _blend_at(recipe: Recipe, site: Site, *, whole: bool) -> BlendConfig | None:
+    """Return the blend of a recipe that holds a site's coefficients."""
+    if site.part != "layers":
+        part = recipe.embeddings if site.part == "embeddings" else recipe.head
+        return part.blend if part is not None else None
+    if whole:
+        blend, modules = recipe.blend, recipe.modules
+    elif recipe.layers is not None and site.layers[0] < len(recipe.layers):
+        layer = recipe.layers[site.layers[0]]
+        blend, modules = layer.blend, layer.modules
+    else:
+        return None
+    if site.leads:
+        return blend
+    return getattr(modules, site.modules[0]) if modules is not None else None

@@ -1,0 +1,99 @@
+"""Every merge method keeps the contract, under its defaults and under each of its choices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import pytest
+import torch
+from evomerge.operators import get, specs
+from evomerge.operators.kernels.context import Context
+from evomerge.operators.kernels.weighted import task_arithmetic
+from evomerge.operators.metadata import Resolved
+from evomerge.testing.operators import OperatorCase, OperatorContract
+from torch import Tensor
+
+CASES = [
+    *(OperatorCase(spec=spec) for spec in specs()),
+    OperatorCase(
+        spec=get("linear"),
+        settings={"normalize": False},
+        lacks=("translation", "identical", "idempotent"),
+    ),
+    OperatorCase(spec=get("task_arithmetic"), settings={"normalize": True}),
+    OperatorCase(spec=get("slerp"), settings={"t": 0.3}),
+    OperatorCase(spec=get("ties"), settings={"scope": "row"}),
+    # The contract's global threshold is a fixed number, which does not scale with the task vectors.
+    OperatorCase(spec=get("ties"), settings={"scope": "global"}, lacks=("scale", "task_scale")),
+    OperatorCase(spec=get("ties"), settings={"normalize": False}),
+    OperatorCase(spec=get("ties"), settings={"zero_sign": "positive"}),
+    OperatorCase(spec=get("ties"), settings={"zero_sign": "negative"}),
+    OperatorCase(spec=get("dare_linear"), settings={"rescale": "l1"}),
+    OperatorCase(spec=get("dare_linear"), settings={"normalize": True, "rescale": "none"}),
+    OperatorCase(spec=get("dare_ties"), settings={"normalize": True}),
+    OperatorCase(spec=get("dare_ties"), settings={"rescale": "l1"}),
+]
+
+
+def label(case: OperatorCase) -> str:
+    return "-".join([case.spec.name, *(f"{key}={value}" for key, value in case.settings.items())])
+
+
+class TestBuiltIn(OperatorContract):
+    @pytest.fixture(params=CASES, ids=label)
+    def case(self, request: pytest.FixtureRequest) -> OperatorCase:
+        return request.param  # type: ignore[no-any-return]
+
+
+def writes(
+    tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context
+) -> Tensor:
+    tensors[0].mul_(2)
+    return task_arithmetic(tensors, base, params, context)
+
+
+def aliases(
+    tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context
+) -> Tensor:
+    return tensors[0]
+
+
+def counts_idle_sources(
+    tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context
+) -> Tensor:
+    assert base is not None
+    return base + (task_arithmetic(tensors, base, params, context) - base) / len(tensors)
+
+
+def draws_from_torch(
+    tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context
+) -> Tensor:
+    return task_arithmetic(tensors, base, params, context) + torch.rand(tensors[0].shape)
+
+
+def looks_around(
+    tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context
+) -> Tensor:
+    result = task_arithmetic(tensors, base, params, context)
+    return result - result.mean() if result.numel() else result
+
+
+@pytest.mark.parametrize(
+    ("kernel", "law"),
+    [
+        (writes, "test_inputs_are_neither_changed_nor_returned"),
+        (aliases, "test_inputs_are_neither_changed_nor_returned"),
+        (aliases, "test_permutation"),
+        (counts_idle_sources, "test_neutral_weight"),
+        (draws_from_torch, "test_repeats_bit_for_bit"),
+        (draws_from_torch, "test_only_random_methods_depend_on_seed_and_name"),
+        (looks_around, "test_a_part_depends_on_its_region_alone"),
+        (looks_around, "test_idempotent"),
+    ],
+)
+def test_the_contract_catches_a_faulty_kernel(kernel: object, law: str) -> None:
+    name = getattr(kernel, "__name__", "")
+    spec = dataclasses.replace(get("task_arithmetic"), kernel=f"{__name__}:{name}")
+    with pytest.raises(AssertionError):
+        getattr(OperatorContract(), law)(OperatorCase(spec=spec))

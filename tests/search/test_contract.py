@@ -1,0 +1,72 @@
+"""Every searcher, in every mode, keeps the contract."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import pytest
+
+from evomerge.search import SearchConfig, Searcher, create_searcher
+from evomerge.spaces.types import Space
+from evomerge.testing.searchers import SearcherContract
+from evomerge.testing.spaces import BoxSpace
+
+
+class TestRandom(SearcherContract):
+    improves = False
+
+    def make(self, space: Space, seed: int) -> Searcher:
+        return create_searcher(SearchConfig(searcher="random", seed=seed), space)
+
+
+class TestCmaEs(SearcherContract):
+    options: ClassVar[Mapping[str, Any]] = {}
+
+    def make(self, space: Space, seed: int) -> Searcher:
+        return create_searcher(SearchConfig(searcher="cma_es", seed=seed, options=dict(self.options)), space)
+
+
+class TestCmaEsAsynchronous(TestCmaEs):
+    options: ClassVar[Mapping[str, Any]] = {"asynchronous": True}
+
+
+class TestCmaEsWithRestarts(TestCmaEs):
+    """Restarts soon and often, so that every test sees some (one without end, hence no mean of the last)."""
+
+    options: ClassVar[Mapping[str, Any]] = {
+        "restarts": 1000,
+        "increase": 1,
+        "stagnation": 2,
+        "population": 6,
+        "start": "random",
+    }
+    improves = False
+
+
+class TestCmaEsAsynchronousWithRestarts(TestCmaEsWithRestarts):
+    options: ClassVar[Mapping[str, Any]] = {**TestCmaEsWithRestarts.options, "asynchronous": True}
+
+
+class TestCmaEsDiagonal(TestCmaEs):
+    options: ClassVar[Mapping[str, Any]] = {"diagonal": True, "population": 9}
+
+
+class TestCmaEsInOneDimension(TestCmaEs):
+    """pycma refuses one dimension; a search over a single coefficient must work all the same."""
+
+    @pytest.fixture
+    def space(self) -> BoxSpace:
+        return BoxSpace(1, mixed=False)
+
+
+class TestCmaEsOverChoices(TestCmaEs):
+    """A choice, a density that exists under one of its values, and an int."""
+
+    @pytest.fixture
+    def space(self) -> BoxSpace:
+        return BoxSpace(0)
+
+
+class TestRandomInOneDimension(TestRandom):
+    @pytest.fixture
+    def space(self) -> BoxSpace:
+        return BoxSpace(1, mixed=False)
