@@ -37,7 +37,7 @@ def find_document(name: str, base_dir: Path) -> Path:
     if own.is_file():
         return own.resolve()
     root = catalog_root()
-    if name.split("/")[0] in FOLDERS and ".." not in Path(name).parts and (root / name).is_file():
+    if name.partition("/")[0] in FOLDERS and ".." not in Path(name).parts and (root / name).is_file():
         return root / name
     known = [entry for entries in catalog_entries().values() for entry in entries]
     raise ConfigError(f"no file {name!r} beside the document or in the catalogue{did_you_mean(name, known)}")

@@ -56,9 +56,7 @@ class _Loader(yaml.SafeLoader):
     """A safe loader that refuses duplicate keys and reads `1e-3` as a float."""
 
 
-_FLOAT = re.compile(
-    r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)$|^[-+]?(\d+\.\d*|\.\d+)$|^[-+]?\.(inf|Inf|INF)$|^\.nan$"
-)
+_FLOAT = re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)$|^[-+]?(\d+\.\d*|\.\d+)$|^[-+]?\.(inf|Inf|INF)$|^\.nan$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
@@ -67,13 +65,9 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, (str, int, float, bool)):
-            raise yaml.constructor.ConstructorError(
-                None, None, "a key must be a plain word", key_node.start_mark
-            )
+            raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key_node.start_mark)
         if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} stands twice", key_node.start_mark
-            )
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
         seen.add(key)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
@@ -128,9 +122,9 @@ class Document:
         try:
             return model.model_validate(self.data)
         except ValidationError as error:
-            raise self._first_fault(model, error) from None
+            raise self._first_fault(error) from None
 
-    def _first_fault(self, model: type[BaseModel], error: ValidationError) -> ConfigError:
+    def _first_fault(self, error: ValidationError) -> ConfigError:
         faults = error.errors(include_url=False)
         # A union reports one fault a branch: the deepest one is about what the user meant.
         fault = max(faults, key=lambda item: (item["type"] == "unknown_key", len(item["loc"])))
@@ -151,9 +145,8 @@ class Document:
         path: Key = ()
         value = self.data
         for index, part in enumerate(loc):
-            if isinstance(value, Mapping) and part in value:
-                value = value[part]
-            elif isinstance(value, (list, tuple)) and isinstance(part, int) and part < len(value):
+            in_list = isinstance(value, (list, tuple)) and isinstance(part, int) and part < len(value)
+            if in_list or (isinstance(value, Mapping) and part in value):
                 value = value[part]
             else:
                 word = str(part).isidentifier() and str(part).islower()

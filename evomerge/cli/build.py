@@ -25,10 +25,7 @@ def export(path: Path, out: Path, candidate: str, kind: str, *, as_json: bool) -
 
     if kind == "mergekit":
         export_mergekit(path, candidate)
-    if kind == "recipe":
-        facts = export_recipe(path, out, candidate)
-    else:
-        facts = export_checkpoint(path, out, candidate)
+    facts = export_recipe(path, out, candidate) if kind == "recipe" else export_checkpoint(path, out, candidate)
     if as_json:
         print_json(facts)
         return 0

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from evomerge.cli.output import duration
 
@@ -43,7 +43,7 @@ class LiveView:
         self._last_line_s = float("-inf")
         self._last_text = ""
 
-    def __enter__(self) -> LiveView:
+    def __enter__(self) -> Self:
         if not self._plain:
             from rich.console import Console
             from rich.live import Live

@@ -12,9 +12,9 @@ import sys
 import click
 
 from evomerge import __version__
+from evomerge.cli.output import INTERRUPTED
 from evomerge.errors import EvomergeError
 
-INTERRUPTED = 130
 _COMMANDS = {
     "demo": ("evomerge.cli.search", "The main job on the embedded models, from nothing to an exported model."),
     "check": ("evomerge.cli.search", "Say everything that can be known before a search starts."),
@@ -79,24 +79,21 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run_command(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code; errors are printed to standard error as one sentence."""
+    code: int | None = 0
     try:
         code = cli.main(args=arguments, prog_name="evomerge", standalone_mode=False)
     except click.exceptions.Exit as stop:
-        return stop.exit_code
-    except click.UsageError as error:
-        error.show()
-        return 2
+        code = stop.exit_code
     except click.ClickException as error:
         error.show()
-        return error.exit_code
+        code = error.exit_code
     except EvomergeError as error:
         click.echo(f"error: {error}", err=True)
-        return error.exit_code
+        code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
-        return INTERRUPTED
+        code = INTERRUPTED
     except BrokenPipeError:
         # The reader of our output went away (for instance `| head`): nothing is wrong with the work.
         sys.stderr.close()
-        return 0
-    return code if isinstance(code, int) else 0
+    return code or 0

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C or SIGTERM ended."""
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 json_option: Callable[[FunctionT], FunctionT] = click.option(

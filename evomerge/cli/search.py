@@ -6,13 +6,12 @@ from pathlib import Path
 
 import click
 
-from evomerge.cli.output import json_option, print_json, print_table
+from evomerge.cli.output import INTERRUPTED, json_option, print_json, print_table
 
 _set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one key of the search file."
 )
 _plain_option = click.option("--plain", is_flag=True, help="Plain lines instead of the live view.")
-_INTERRUPTED = 130
 
 
 @click.command()
@@ -100,7 +99,7 @@ def resume(path: Path, overrides: tuple[str, ...], *, plain: bool) -> int:
 def _say_ending(path: Path, ending: str) -> int:
     if ending == "paused":
         click.echo(f"paused; everything scored is journaled. Continue with: evomerge resume {path}", err=True)
-        return _INTERRUPTED
+        return INTERRUPTED
     from evomerge.run.view import load_run
 
     found = load_run(path)

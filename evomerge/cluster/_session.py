@@ -12,7 +12,6 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from evomerge.cluster.config import ExecutorConfig
@@ -20,7 +19,7 @@ from evomerge.cluster.faults import one_line
 from evomerge.errors import ConfigError, EvaluationError
 
 OBJECT_STORE_BYTES = 100_000_000
-"""Only recipes and scores pass through Ray, so a small store does, and it fits the small /dev/shm of a container."""
+"""Only recipes and scores pass through Ray: a small store does, and fits the small /dev/shm of a container."""
 PROBE_TIMEOUT_S = 15.0
 """How long a cluster may take to answer; Ray itself would go on trying for minutes."""
 
@@ -75,7 +74,7 @@ def worker_environment(config: ExecutorConfig) -> dict[str, str]:
 def _quiet_environment() -> None:
     """Set what Ray reads when it is imported; values that the user has set stay."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray prints a paragraph for every worker that dies, even with log_to_driver=False. We report those ourselves.
+    # Ray prints a paragraph for every worker that dies, even with log_to_driver=False; we report those.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 
 
@@ -87,8 +86,8 @@ def _start_local(config: ExecutorConfig) -> None:
     import ray
 
     if "RAY_AUTH_MODE" not in os.environ:
-        # Any program of this machine could reach the cluster and run code in it, so it asks for a token. Ray would
-        # write that token to the home folder; one that lives in the environment of our own processes is enough.
+        # Any program of this machine could reach the cluster and run code in it, so it asks for a token. Ray
+        # would write that token to the home folder; one in the environment of our own processes is enough.
         os.environ["RAY_AUTH_MODE"] = "token"
         if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -104,7 +103,8 @@ def _start_local(config: ExecutorConfig) -> None:
             )
     except Exception as error:
         raise EvaluationError(
-            f"the local Ray cluster did not start ({one_line(str(error))}); `executor: {{kind: inline}}` needs none"
+            f"the local Ray cluster did not start ({one_line(str(error))}); "
+            "`executor: {kind: inline}` works without one"
         ) from error
 
 
@@ -133,8 +133,8 @@ def _probe(address: str) -> None:
         alive = False
     if not alive:
         raise ConfigError(
-            f"executor.address: no Ray cluster answers at {address!r}; start one with `ray start --head`, correct the "
-            "address, or leave it out for a local cluster"
+            f"executor.address: no Ray cluster answers at {address!r}; start one with `ray start --head`, "
+            "correct the address, or leave it out for a local cluster"
         )
 
 
@@ -143,7 +143,7 @@ def _sigterm_kept() -> Iterator[None]:
     """Keep the caller's SIGTERM handler: `ray.init` puts its own in its place."""
     before = signal.getsignal(signal.SIGTERM)
     yield
-    # The system's default would end the process at once; then Ray's own, which shuts down in order, is better.
+    # The system's default would end the process at once; Ray's own, which shuts down in order, is better.
     if threading.current_thread() is threading.main_thread() and callable(before):
         signal.signal(signal.SIGTERM, before)
 
@@ -152,8 +152,8 @@ def _sigterm_kept() -> Iterator[None]:
 def _loopback_only() -> Iterator[None]:
     """Let a local cluster listen on 127.0.0.1 alone.
 
-    Ray does so by itself on macOS and Windows; on Linux it replaces a loopback address by the machine's own, unless
-    this switch says that the cluster has one node only.
+    Ray does so by itself on macOS and Windows; on Linux it replaces a loopback address by the machine's own,
+    unless this switch says that the cluster has one node only.
     """
     from ray._private import ray_constants
 
@@ -166,14 +166,3 @@ def _loopback_only() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-def log_folder() -> Path | None:
-    """Return the folder of Ray's logs on this machine, where worker tracebacks are."""
-    try:
-        from ray._private.worker import global_worker
-    except ImportError:
-        return None
-    node = getattr(global_worker, "node", None)
-    folder = getattr(node, "get_logs_dir_path", lambda: None)()
-    return None if folder is None else Path(str(folder))

@@ -28,8 +28,8 @@ class Scored:
 class Worker:
     """The actor: one scorer, one call at a time. Exceptions come back as data, so every one of them arrives.
 
-    The constructor does nothing: `hello` answers as soon as the process runs, and `start` builds the scorer, so the
-    coordinator can tell a worker that waits for resources from one that takes long to start.
+    The constructor does nothing: `hello` answers as soon as the process runs, and `start` builds the scorer, so
+    the coordinator can tell a worker that waits for resources from one that takes long to start.
     """
 
     def __init__(self, factory: ScorerFactory) -> None:
@@ -44,7 +44,7 @@ class Worker:
         """Build the scorer; return what went wrong, if anything did."""
         try:
             self._scorer = self._factory()
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # noqa: BLE001  judged by the coordinator
             _log.exception("the scorer could not be built")  # the traceback goes to Ray's log of this worker
             return Fault.of(error)
         return None
@@ -56,7 +56,7 @@ class Worker:
         started = time.perf_counter()
         try:
             evaluation = self._scorer.score(recipe, split)
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # noqa: BLE001  judged by the coordinator
             _log.exception("scoring raised")
             return Fault.of(error)
         return Scored(evaluation, time.perf_counter() - started)

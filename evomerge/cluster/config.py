@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from evomerge.documents import StrictModel
 
@@ -16,7 +17,7 @@ class ExecutorConfig(StrictModel):
     workers: int = Field(default=1, ge=1)
     """Ray actors; the inline executor has one worker, this process."""
     address: str | None = None
-    """A running Ray cluster: `auto` or `host:port`. Left out: a local cluster is started and ends with the run."""
+    """A running Ray cluster: `auto` or `host:port`. Left out: a local one is started, and ends with the run."""
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float = Field(default=0, ge=0)
     attempts: int = Field(default=3, ge=1)
@@ -26,4 +27,11 @@ class ExecutorConfig(StrictModel):
     timeout_s: float = Field(default=3600, gt=0)
     """Longest time one attempt may take; the worker is then replaced."""
     start_timeout_s: float = Field(default=600, gt=0)
-    """Longest time a worker may take to start."""
+    """Longest time a worker may take to start; also how long all workers together may wait for resources."""
+
+    @field_validator("address")
+    @classmethod
+    def _plain_address(cls, address: str | None) -> str | None:
+        if address is None or address == "auto" or re.fullmatch(r"(?!-)[^\s/@]+:\d{1,5}", address):
+            return address
+        raise ValueError(f"expected `auto` or `host:port` (the port of `ray start`, often 6379), got {address!r}")

@@ -26,7 +26,7 @@ class Fault:
     reason: str
     """One line for people."""
     error: str | None
-    """Name of the nearest class of `evomerge.errors`; `None` for an exception that nobody raised on purpose."""
+    """Nearest class of `evomerge.errors`; `None` for an exception that nobody raised on purpose."""
 
     @classmethod
     def of(cls, error: BaseException) -> Fault:

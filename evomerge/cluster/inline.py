@@ -20,8 +20,8 @@ _log = logging.getLogger(__name__)
 class InlineExecutor:
     """The executor with no cluster: `wait` scores the next job itself.
 
-    A hung evaluation hangs `wait` (there is nobody to end it), so `timeout_s` has no effect here, and `wait` may take
-    as long as one evaluation. Ctrl-C passes through; the job it interrupts stays open and is the next one scored.
+    A hung evaluation hangs `wait` (there is nobody to end it), so `timeout_s` has no effect here, and `wait` may
+    take as long as one evaluation. Ctrl-C passes through; the job it interrupts stays open and is the next one.
 
     Args:
         config: `attempts` and `quarantine_after` apply as on a cluster.

@@ -11,9 +11,9 @@ from types import FrameType
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back inside the block and deliver it at its end, so that bookkeeping is never left half done.
+    """Hold Ctrl-C back inside the block and deliver it at its end: bookkeeping is never left half done.
 
-    Off the main thread, or where no Python handler is installed, it does nothing: no Ctrl-C arrives there.
+    Off the main thread, or where no Python handler is installed, it does nothing: none arrives there.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):

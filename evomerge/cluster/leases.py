@@ -4,8 +4,8 @@ A job is given out as a *lease* to one worker. Three things may happen to a leas
 
 * the scorer raised: an `EvaluationError` is tried again, at most `attempts` times in all; any other exception
   closes the job at once, because trying again cannot mend it. The worker is healthy.
-* the worker was lost (died, or gave no answer in time): the job is tried again, unless it was the loss of so many
-  workers that it must be the cause. Then it is quarantined.
+* the worker was lost (died, or gave no answer in time): the job is tried again, unless it was the loss of so
+  many workers that it must be the cause. Then it is quarantined.
 * the worker was preempted: its machine was taken away. That says nothing about the job and costs no attempt.
 
 Jobs that come back are given out before all others, in the order in which they came back.

@@ -52,7 +52,7 @@ class Failed:
 
     job: Job
     kind: Literal["error", "quarantined"]
-    """`error`: an exception that trying again did not mend; `quarantined`: it killed or hung too many workers."""
+    """`error`: trying again did not or would not mend it; `quarantined`: it killed or hung too many workers."""
     reason: str
     attempt: int
 

@@ -10,6 +10,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,25 @@ def seeded() -> Iterator[None]:
             np.random.set_state(legacy)  # noqa: NPY002
 
 
+@lru_cache(maxsize=4096)
+def _compiled(text: str) -> Any:
+    from lm_eval.utils import env
+
+    return type(env).from_string(env, text)
+
+
+@contextmanager
+def compiled_templates() -> Iterator[None]:
+    """Let lm-eval compile each prompt template once, not once a document: a third of a small model's scoring."""
+    from lm_eval.utils import env
+
+    env.from_string = _compiled
+    try:
+        yield
+    finally:
+        del env.from_string  # the class's own method shows again
+
+
 class _Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types
     """Resolves a task's data files relative to its YAML file; lm-eval takes them relative to the caller."""
 
@@ -101,9 +121,7 @@ def _beside(value: Any, folder: Path, task: str) -> Any:
         return value
     path = (folder / value).resolve()
     if "*" not in value and not path.exists():
-        raise ConfigError(
-            f"task {task!r}: no data file {value!r} in {folder}; paths are relative to the task's YAML"
-        )
+        raise ConfigError(f"task {task!r}: no data file {value!r} in {folder}; paths are relative to the task's YAML")
     return str(path)
 
 

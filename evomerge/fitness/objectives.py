@@ -146,9 +146,7 @@ class Objectives:
         known = _known(available)
         for text, names in self._named():
             if not names:
-                raise ConfigError(
-                    f"{text!r} names no metric; expected at least one, for instance {_first(known)!r}"
-                )
+                raise ConfigError(f"{text!r} names no metric; expected at least one, for instance {_first(known)!r}")
             for name in names:
                 if name not in known and not _may_exist(name, available):
                     raise ConfigError(f"{text!r}: no metric {name!r}{_hint(text, name, known)}")

@@ -121,19 +121,11 @@ def create_scorer(spec: ScorerSpec) -> LmEvalScorer:
         EvomergeError: when sources or suite cannot be used.
     """
     if spec.engine.kind == "vllm":
-        raise NotBuiltError(
-            "engine: kind: vllm is not built yet; use `kind: transformers`, on the CPU or one GPU"
-        )
+        raise NotBuiltError("engine: kind: vllm is not built yet; use `kind: transformers`, on the CPU or one GPU")
     from evomerge.fitness.transformers_engine import TransformersEngine
 
     suite = load_suite(spec.suite)
-    template = Recipe(
-        recipe=1,
-        sources=dict(spec.sources),
-        base=spec.base,
-        dtype=spec.engine.dtype,
-        tokenizer=spec.tokenizer,
-    )
+    template = _template(spec)
     with _evaluation_errors():
         engine = TransformersEngine(
             template, base_dir=spec.base_dir, config=spec.engine, batch_size=suite.config.batch_size
@@ -143,6 +135,21 @@ def create_scorer(spec: ScorerSpec) -> LmEvalScorer:
         except BaseException:
             engine.close()
             raise
+
+
+def _template(spec: ScorerSpec) -> Recipe:
+    """Return a recipe that names the sources; its blend, their average, is only there to make it whole."""
+    tokenizer = spec.tokenizer.model_dump(by_alias=True, exclude_defaults=True) if spec.tokenizer else None
+    return Recipe.from_mapping(
+        {
+            "recipe": 1,
+            "sources": {alias: source.model_dump(by_alias=True) for alias, source in spec.sources.items()},
+            "base": spec.base,
+            "dtype": spec.engine.dtype,
+            "tokenizer": tokenizer,
+            "blend": {"method": "linear", "weight": dict.fromkeys(spec.sources, 1.0)},
+        }
+    )
 
 
 @contextmanager

@@ -96,9 +96,7 @@ class Suite:
 
     def _check(self, name: str, item: Task) -> None:
         if getattr(item, "UNSAFE_CODE", False):
-            raise ConfigError(
-                f"task {name!r} runs code that a model wrote, which evomerge never does; leave it out"
-            )
+            raise ConfigError(f"task {name!r} runs code that a model wrote, which evomerge never does; leave it out")
         if getattr(item, "MULTIMODAL", False):
             raise ConfigError(f"task {name!r} needs images or sound; only tasks over text are scored")
 
@@ -153,8 +151,7 @@ def _override(name: str, item: Task, config: TaskConfig) -> None:
         item.set_config(key="num_fewshot", value=own or 0)
     elif own == 0 and config.num_fewshot > 0:
         raise ConfigError(
-            f"task {name!r} fixes num_fewshot at 0, which lm-eval never overrides; "
-            "leave num_fewshot out of the suite"
+            f"task {name!r} fixes num_fewshot at 0, which lm-eval never overrides; leave num_fewshot out of the suite"
         )
     else:
         item.set_config(key="num_fewshot", value=config.num_fewshot)

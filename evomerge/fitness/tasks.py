@@ -87,9 +87,7 @@ class SplitTasks:
         for leaf in self._leaves():
             for instance in leaf.instances():
                 # `K` copies of a request that is repeated K times, as the evaluator does.
-                self._by_type.setdefault(instance.request_type, []).extend(
-                    [instance] * (instance.repeats or 1)
-                )
+                self._by_type.setdefault(instance.request_type, []).extend([instance] * (instance.repeats or 1))
 
     def requests(self, request_type: str) -> Sequence[Instance]:
         """Return all requests of a type, repeats included."""
@@ -154,9 +152,7 @@ def _build(suite: Suite, entry: TaskConfig, split: Split, lm: LM) -> tuple[Leaf,
     limited = {name: _limited(list(task.eval_docs), entry.limit) for name, task in loaded.items()}
     digests = {name: [document_hash(content) for content in contents] for name, contents in limited.items()}
     order = [(name, position) for name, found in digests.items() for position in range(len(found))]
-    chosen = assign(entry.task, [digests[name][position] for name, position in order], suite.config.splits)[
-        split
-    ]
+    chosen = assign(entry.task, [digests[name][position] for name, position in order], suite.config.splits)[split]
     if not chosen:
         raise ConfigError(f"{suite.path}: the {split} split has no share of the documents; give it one")
     leaves = []
@@ -173,10 +169,10 @@ def _limited(contents: list[Any], limit: int | None) -> list[Any]:
 
 
 def _build_requests(suite: Suite, task: Task, positions: list[int], lm: LM) -> None:
-    from evomerge.fitness._lm_eval import quiet, seeded
+    from evomerge.fitness._lm_eval import compiled_templates, quiet, seeded
 
     chat = suite.config.chat_template
-    with quiet(), seeded():
+    with quiet(), seeded(), compiled_templates():
         task.build_all_requests(
             samples=set(positions),  # asked `in` for every document
             rank=0,
@@ -189,24 +185,18 @@ def _build_requests(suite: Suite, task: Task, positions: list[int], lm: LM) -> N
         )
 
 
-def _documents(
-    task: Task, positions: list[int], contents: list[Any], digests: list[str]
-) -> tuple[Document, ...]:
+def _documents(task: Task, positions: list[int], contents: list[Any], digests: list[str]) -> tuple[Document, ...]:
     # With chosen documents, lm-eval counts `doc_id` within the choice.
     requests: dict[int, list[Instance]] = {}
     for instance in task.instances:
         requests.setdefault(int(instance.doc_id or 0), []).append(instance)
     return tuple(
-        Document(
-            contents[position], digests[position], tuple(sorted(requests[rank], key=lambda item: item.idx))
-        )
+        Document(contents[position], digests[position], tuple(sorted(requests[rank], key=lambda item: item.idx)))
         for rank, position in enumerate(positions)
     )
 
 
-def _entry_samples(
-    name: str, leaves: tuple[Leaf, ...], count_tokens: CountTokens
-) -> dict[str, NDArray[np.float64]]:
+def _entry_samples(name: str, leaves: tuple[Leaf, ...], count_tokens: CountTokens) -> dict[str, NDArray[np.float64]]:
     """Return the samples of one entry of the suite; of a group: the metrics all its tasks have, joined."""
     parts = [_leaf_samples(leaf, count_tokens) for leaf in leaves]
     common = [metric for metric in parts[0] if all(metric in part for part in parts)]
@@ -214,17 +204,15 @@ def _entry_samples(
     for metric in common:
         values = np.asarray([value for part in parts for value in part[metric]], dtype=np.float64)
         if not np.isfinite(values).all():
-            raise InfeasibleError(
-                f"{name}.{metric} is not finite on {int((~np.isfinite(values)).sum())} documents"
-            )
+            raise InfeasibleError(f"{name}.{metric} is not finite on {int((~np.isfinite(values)).sum())} documents")
         joined[f"{name}.{metric}"] = values
     return joined
 
 
 def _leaf_samples(leaf: Leaf, count_tokens: CountTokens) -> dict[str, list[float]]:
-    from evomerge.fitness._lm_eval import quiet
+    from evomerge.fitness._lm_eval import compiled_templates, quiet
 
-    with quiet():
+    with quiet(), compiled_templates():
         leaf.task.apply_filters()
         filters = list(leaf.documents[0].requests[0].filtered_resps)
         columns: dict[str, list[float]] = {}

@@ -51,9 +51,7 @@ class TransformersEngine:
         folder = self._folder(template.base or next(iter(template.sources)))
         tokenizer = template.tokenizer.from_ if template.tokenizer and template.tokenizer.from_ else None
         self._model: PreTrainedModel = _build_model(folder, config, self._device)
-        self._lm: HFLM = _wrap(
-            self._model, self._folder(tokenizer) if tokenizer else folder, config, batch_size
-        )
+        self._lm: HFLM = _wrap(self._model, self._folder(tokenizer) if tokenizer else folder, config, batch_size)
         self._targets = _targets(self._model)
 
     @property
@@ -149,7 +147,7 @@ def _build_model(folder: Path, config: EngineConfig, device: torch.device) -> Pr
     try:
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
         with torch.random.fork_rng(), no_init_weights():
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 settings, dtype=getattr(torch, config.dtype), trust_remote_code=config.trust_remote_code
             )
     except (ValueError, ImportError, OSError) as error:
@@ -160,8 +158,8 @@ def _build_model(folder: Path, config: EngineConfig, device: torch.device) -> Pr
             model.generation_config = GenerationConfig.from_pretrained(folder)
         except (OSError, ValueError, json.JSONDecodeError) as error:
             raise SourceError(f"{folder}: generation_config.json cannot be read ({error})") from error
-    model.to(device)
-    model.eval()
+    model.to(device)  # type: ignore[arg-type]
+    model.train(mode=False)
     model.requires_grad_(requires_grad=False)
     return model
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from evomerge.checkpoints import is_finite
+from evomerge.checkpoints import is_buffer, is_finite
 from evomerge.errors import InfeasibleError
 from evomerge.merging.plan import MergePlan, PlannedTensor, Step
 from evomerge.operators.kernels.context import Context
@@ -54,19 +54,16 @@ def make_tensor(plan: MergePlan, planned: PlannedTensor, device: str = "cpu") ->
 def _copy(plan: MergePlan, planned: PlannedTensor, device: str) -> Tensor:
     if planned.copied_from is None:
         raise ValueError(f"tensor {planned.name!r} is planned neither as a blend nor as a copy")
-    tensor = plan.sources.stored(planned.copied_from, planned.name)
-    if not is_finite(tensor):
-        raise plan.sources.not_finite(planned.copied_from, planned.name)
-    return tensor.to(device).to(planned.info.dtype)
+    if is_buffer(planned.name, planned.info):
+        return plan.sources.stored(planned.copied_from, planned.name).to(device)
+    return plan.sources.working(planned.copied_from, planned.name, device).to(planned.info.dtype)
 
 
 def _blend(plan: MergePlan, step: Step, name: str, device: str) -> Tensor:
     sources, blend = plan.sources, step.blend
     tensors = [sources.working(alias, name, device) for alias in blend.sources]
     base = None if blend.base is None else sources.working(blend.base, name, device)
-    context = Context(
-        name=name, source_ids=step.source_ids, seed=plan.recipe.seed, threshold=_threshold(plan, step)
-    )
+    context = Context(name=name, source_ids=step.source_ids, seed=plan.recipe.seed, threshold=_threshold(plan, step))
     return step.kernel(tensors, base, blend.params, context)
 
 

@@ -102,9 +102,7 @@ def open_sources(recipe: Recipe, base_dir: Path, *, resident: bool = False, devi
     return _open(recipe, base_dir, opened, resident=device if resident else None)
 
 
-def _open(
-    recipe: Recipe, base_dir: Path, opened: dict[Path, Checkpoint], *, resident: str | None = None
-) -> Sources:
+def _open(recipe: Recipe, base_dir: Path, opened: dict[Path, Checkpoint], *, resident: str | None = None) -> Sources:
     refuse_unbuilt(recipe)
     models = {alias: _open_one(alias, config, base_dir, opened) for alias, config in recipe.sources.items()}
     reference = reference_alias(recipe)
@@ -113,9 +111,7 @@ def _open(
     return Sources(recipe.sources, models, reference, resident=resident)
 
 
-def _open_one(
-    alias: str, config: SourceConfig, base_dir: Path, opened: dict[Path, Checkpoint]
-) -> ModelSource:
+def _open_one(alias: str, config: SourceConfig, base_dir: Path, opened: dict[Path, Checkpoint]) -> ModelSource:
     if isinstance(config.model, Recipe):
         return NestedModel(config.model, _open(config.model, base_dir, opened))
     try:

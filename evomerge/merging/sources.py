@@ -62,10 +62,7 @@ class Sources:
         Raises:
             SourceError: when a file cannot be read any more.
         """
-        return {
-            alias: SourceInfo(model.content_hash, model.layout.num_layers)
-            for alias, model in self.models.items()
-        }
+        return {alias: SourceInfo(model.content_hash, model.layout.num_layers) for alias, model in self.models.items()}
 
     @property
     def num_layers(self) -> Mapping[str, int]:
@@ -76,8 +73,8 @@ class Sources:
         """Return a tensor as the source stores it; it must not be changed."""
         return self.models[alias].tensor(name)
 
-    def working(self, alias: str, name: str, device: str = "cpu") -> Tensor:
-        """Return a tensor as float32 on a device; it must not be changed.
+    def working(self, alias: str, name: str, device: str | None = None) -> Tensor:
+        """Return a tensor that is merged as float32 on a device (None: where it is); it must not be changed.
 
         Raises:
             SourceError: when it has NaN or infinite values.
@@ -85,11 +82,11 @@ class Sources:
         model = self.models[alias]
         kept = self._resident.get(id(model))
         if kept is not None:
-            return kept[name].to(device)
+            return kept[name] if device is None else kept[name].to(device)
         tensor = model.tensor(name)
         if not is_finite(tensor):
             raise self.not_finite(alias, name)
-        return tensor.to(device).to(torch.float32)
+        return (tensor if device is None else tensor.to(device)).to(torch.float32)
 
     def not_finite(self, alias: str, name: str) -> SourceError:
         """Build the error about a source's tensor that is not finite."""

@@ -30,9 +30,7 @@ def refuse_unbuilt(recipe: Recipe) -> None:
         )
     for index, layer in enumerate(recipe.layers or ()):
         if layer.scale != 1:
-            raise NotBuiltError(
-                f"layers[{index}].scale: scaled streams cannot be built yet; leave the scale out"
-            )
+            raise NotBuiltError(f"layers[{index}].scale: scaled streams cannot be built yet; leave the scale out")
 
 
 def refuse_routes(expanded: ExpandedRecipe, num_layers: int) -> None:
@@ -50,11 +48,9 @@ def refuse_routes(expanded: ExpandedRecipe, num_layers: int) -> None:
         for alias, taken in layer.take.items():
             if taken != index:
                 raise NotBuiltError(
-                    f"layers[{index}].take.{alias}: a route through layer {taken} cannot be built yet; "
-                    f"{possible}"
+                    f"layers[{index}].take.{alias}: a route through layer {taken} cannot be built yet; {possible}"
                 )
     if len(expanded.layers) != num_layers:
         raise NotBuiltError(
-            f"layers: {len(expanded.layers)} output layers from sources of {num_layers} cannot be built yet; "
-            f"{possible}"
+            f"layers: {len(expanded.layers)} output layers from sources of {num_layers} cannot be built yet; {possible}"
         )

@@ -181,13 +181,9 @@ def _check_setting(spec: OperatorSpec, parameter: Parameter, item: _Found, place
     for alias, value in item.value.items():
         path = (*item.path, alias)
         if alias not in place.aliases:
-            raise RecipePathError(
-                path, f"{alias!r} is not a source of this recipe{did_you_mean(alias, place.aliases)}"
-            )
+            raise RecipePathError(path, f"{alias!r} is not a source of this recipe{did_you_mean(alias, place.aliases)}")
         if alias == place.base and spec.base == "required":
-            text = (
-                f"the base of method {spec.name!r} has no {parameter.name!r} of its own; leave {alias!r} out"
-            )
+            text = f"the base of method {spec.name!r} has no {parameter.name!r} of its own; leave {alias!r} out"
             raise RecipePathError(path, text)
         inherited = item.path[: len(place.path)] != place.path
         if alias not in place.taken and not inherited:
@@ -204,9 +200,7 @@ def _check_value(spec: OperatorSpec, parameter: Parameter, value: Scalar, path: 
 
 def _complete(spec: OperatorSpec, where: Key, found: Mapping[str, _Found], place: Place) -> Blend:
     named = {alias for item in found.values() if isinstance(item.value, Mapping) for alias in item.value}
-    counted = [
-        alias for alias in place.taken if alias != place.base or (spec.base == "ignored" and alias in named)
-    ]
+    counted = [alias for alias in place.taken if alias != place.base or (spec.base == "ignored" and alias in named)]
     settings: dict[str, Setting] = {}
     for name, item in found.items():
         value = item.value

@@ -30,9 +30,7 @@ def check_recipe(recipe: Recipe) -> None:
             if depth < 0:
                 raise RecipePathError(path, f"layers are counted from 0, got {depth}")
         if layer.scale == 0:
-            raise RecipePathError(
-                ("layers", index, "scale"), "the scale must not be 0, which would erase the stream"
-            )
+            raise RecipePathError(("layers", index, "scale"), "must not be 0, which would erase the stream")
         full_take(recipe, index, layer_blends(recipe, index, layer))
     if recipe.layers is None:
         layer_blends(recipe, None, None)
@@ -41,9 +39,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 def _check_alias(recipe: Recipe, path: Key, alias: str) -> None:
     if alias not in recipe.sources:
-        raise RecipePathError(
-            path, f"{alias!r} is not a source of this recipe{did_you_mean(alias, recipe.sources)}"
-        )
+        raise RecipePathError(path, f"{alias!r} is not a source of this recipe{did_you_mean(alias, recipe.sources)}")
 
 
 def _check_aliases(recipe: Recipe) -> None:
@@ -60,18 +56,14 @@ def _check_aliases(recipe: Recipe) -> None:
 def _check_segments(recipe: Recipe) -> None:
     for key in ("layers", "modules", "embeddings", "head"):
         if getattr(recipe, key) is not None:
-            raise RecipePathError(
-                (key,), "segments cover the whole model; leave this out, or leave out `segments`"
-            )
+            raise RecipePathError((key,), "cannot stand beside `segments`, which cover the whole model")
     segments = recipe.segments or ()
     before = 0
     for index, segment in enumerate(segments):
         last = index == len(segments) - 1
         path: Key = ("segments", index, "until")
         if last != (segment.until is None):
-            raise RecipePathError(
-                path, "every segment but the last says where it ends, and the last one does not"
-            )
+            raise RecipePathError(path, "every segment but the last must say where it ends, and the last must not")
         if segment.until is not None:
             if segment.until <= before:
                 raise RecipePathError(path, f"must lie beyond the end of the segment before it, {before}")

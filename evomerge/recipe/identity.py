@@ -1,8 +1,8 @@
 """The canonical form of a recipe, and the SHA-256 of it that is the recipe's identity.
 
-Two recipes that mean the same merge have the same canonical form: aliases are replaced by content hashes, defaults
-and layers are spelled out, sources are sorted, those of weight 0 are dropped (by convention, a source of weight 0
-takes no part, whatever the method), and the seed counts only where a method draws random numbers.
+Two recipes that mean the same merge have the same canonical form: aliases are replaced by content hashes,
+defaults and layers are spelled out, sources are sorted, those of weight 0 are dropped (by convention, a source of
+weight 0 takes no part, whatever the method), and the seed counts only where a method draws random numbers.
 """
 
 from __future__ import annotations

@@ -140,9 +140,7 @@ class Recipe(StrictModel):
     def _plain_aliases(cls, sources: dict[str, SourceConfig]) -> dict[str, SourceConfig]:
         for alias in sources:
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", alias):
-                raise ValueError(
-                    f"the alias {alias!r} is not made of letters, digits, '.', '_' and '-' alone"
-                )
+                raise ValueError(f"the alias {alias!r} may hold letters, digits, '.', '_' and '-' alone")
         return sources
 
     @model_validator(mode="after")

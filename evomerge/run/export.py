@@ -98,18 +98,24 @@ def _unseal(run: Run, problem: Problem, candidate: CandidateId) -> None:
         with JournalWriter(run.folder.journal) as journal:
             for who, recipe in open_.items():
                 executor.submit(Job(key=f"{who}/test", recipe=recipe, split="test"))
-                for result in executor.wait(_POLL_S):
-                    if isinstance(result, Failed):
-                        raise EvaluationError(f"candidate {who}: scoring the test split failed ({result.reason})")
-                    if isinstance(result, Completed):
-                        scores = None if result.evaluation.infeasible else run.folder.scores.write(result.evaluation)
-                        journal.append(
-                            measured(
-                                problem.objectives, result, candidate=who, recipe_id=run.recipe_id(who), scores=scores
-                            )
-                        )
+                result = _settled(executor, who)
+                scores = None if result.evaluation.infeasible else run.folder.scores.write(result.evaluation)
+                journal.append(
+                    measured(problem.objectives, result, candidate=who, recipe_id=run.recipe_id(who), scores=scores)
+                )
     finally:
         executor.close()
+
+
+def _settled(executor: InlineExecutor, who: CandidateId) -> Completed:
+    """Return the one open job's result."""
+    while executor.open_jobs:
+        for result in executor.wait(_POLL_S):
+            if isinstance(result, Completed):
+                return result
+            if isinstance(result, Failed):
+                raise EvaluationError(f"candidate {who}: scoring the test split failed ({result.reason}); export again")
+    raise EvaluationError(f"candidate {who}: scoring the test split gave no result; export again")
 
 
 def compared(run: Run) -> list[str]:

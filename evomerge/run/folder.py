@@ -171,9 +171,7 @@ class RunFolder:
         root = self.path.resolve()
         found = (root / relative).resolve()
         if Path(relative).is_absolute() or not found.is_relative_to(root):
-            raise StateError(
-                f"{self.path}: the path {str(relative)!r} leaves the run folder; give one within it"
-            )
+            raise StateError(f"{self.path}: the path {str(relative)!r} leaves the run folder; give one within it")
         return found
 
     def write_text(self, relative: str | Path, text: str) -> Path:

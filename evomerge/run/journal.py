@@ -113,9 +113,7 @@ def _decode(line: bytes, tail: _Tail) -> tuple[Event, _Tail]:
     if event.seq != tail.seq + 1:
         raise _ForeignLineError(f"seq is {event.seq}, expected {tail.seq + 1}")
     if isinstance(event, Started) and event.journal != JOURNAL_VERSION:
-        raise _ForeignLineError(
-            f"the journal has version {event.journal}, this evomerge reads {JOURNAL_VERSION}"
-        )
+        raise _ForeignLineError(f"the journal has version {event.journal}, this evomerge reads {JOURNAL_VERSION}")
     return event, _Tail(seq=event.seq, checksum=checksum, offset=tail.offset + len(line) + 1)
 
 
@@ -277,7 +275,7 @@ class JournalWriter:
             _decode(line[:-1], self._tail)
         except ValueError as error:
             raise JournalError(
-                f"{self._path}: an {event.kind!r} event cannot be journaled ({error}); give finite numbers and text"
+                f"{self._path}: an event {event.kind!r} cannot be journaled ({error}); give finite numbers and text"
             ) from None
         return line, tail
 

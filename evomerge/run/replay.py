@@ -85,18 +85,12 @@ def _compare(event: Asked, asked: Sequence[Candidate], identify: Callable[[Recip
         if repr(new) != repr(old) and not _same_number(new, old):
             raise _mismatch(event, f"gene {place} is {new!r} on replay, {old!r} in the journal")
     if len(candidate.genome) != len(event.genome):
-        raise _mismatch(
-            event, f"the genome has {len(candidate.genome)} genes, {len(event.genome)} in the journal"
-        )
+        raise _mismatch(event, f"the genome has {len(candidate.genome)} genes, {len(event.genome)} in the journal")
     if candidate.parents != event.parents:
-        raise _mismatch(
-            event, f"the parents are {candidate.parents} on replay, {event.parents} in the journal"
-        )
+        raise _mismatch(event, f"the parents are {candidate.parents} on replay, {event.parents} in the journal")
     recipe_id = identify(candidate.recipe)
     if recipe_id != event.recipe_id:
-        raise _mismatch(
-            event, f"the recipe is {recipe_id[:12]} on replay, {event.recipe_id[:12]} in the journal"
-        )
+        raise _mismatch(event, f"the recipe is {recipe_id[:12]} on replay, {event.recipe_id[:12]} in the journal")
 
 
 def _same_number(new: object, old: object) -> bool:
@@ -182,6 +176,7 @@ def verify(path: Path) -> VerifyReport:
         scalarize=config.search.scalarize,
     )
     state = replayed.state
+    _verify_references(state, infos)
     files, measured = _verify_scores(folder, config, state)
     return VerifyReport(
         run=folder.name,
@@ -193,6 +188,16 @@ def verify(path: Path) -> VerifyReport:
         open=len(state.open_ids),
         torn_bytes=reader.torn_bytes,
     )
+
+
+def _verify_references(state: RunState, infos: Mapping[str, SourceInfo]) -> None:
+    """Check that the recipe of every reference has the identity that was journaled."""
+    for reference in state.references.values():
+        if identity(Recipe.from_mapping(reference.recipe), infos) != reference.recipe_id:
+            raise StateError(
+                f"journal line {reference.seq}: the reference {reference.name!r} has another recipe than its "
+                "identity says; restore the run folder from a copy"
+            )
 
 
 def _verify_scores(folder: RunFolder, config: RunConfig, state: RunState) -> tuple[int, int]:
@@ -222,6 +227,6 @@ def _recompute(event: Evaluated, evaluation: Evaluation, objectives: Objectives)
         journaled = event.objectives.get(name, event.violation)
         if abs(value - journaled) > _TOLERANCE * max(1.0, abs(value)):
             raise StateError(
-                f"journal line {event.seq}: {name} is {journaled!r}, but its per-sample scores give {value!r}; "
-                "restore the run folder from a copy"
+                f"journal line {event.seq}: {name} is {journaled!r}, but its per-sample scores give "
+                f"{value!r}; restore the run folder from a copy"
             )

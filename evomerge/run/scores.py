@@ -101,9 +101,7 @@ class ScoreStore:
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            raise StateError(
-                f"{path}: this score file is missing; restore the run folder from a copy"
-            ) from None
+            raise StateError(f"{path}: this score file is missing; restore the run folder from a copy") from None
         except OSError as error:
             raise StateError(f"{path}: cannot be read ({error.strerror or error})") from None
         if hashlib.sha256(data).hexdigest() != path.stem:

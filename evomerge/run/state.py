@@ -119,9 +119,7 @@ class RunState:
             store: where the per-sample scores lie, read when they are looked at; None: without them.
         """
         samples = store.samples(event.scores) if store is not None and event.scores is not None else {}
-        return Outcome(
-            state=event.state, objectives=self._values(event), violation=event.violation, samples=samples
-        )
+        return Outcome(state=event.state, objectives=self._values(event), violation=event.violation, samples=samples)
 
     def apply(self, event: Event) -> None:
         """Take in the next event.
@@ -179,9 +177,7 @@ class RunState:
         if known is None:
             raise self._fault(event, f"candidate {owner!r} was evaluated but never asked")
         if known.recipe_id != event.recipe_id:
-            raise self._fault(
-                event, f"candidate {owner!r} was evaluated with another recipe than it was asked with"
-            )
+            raise self._fault(event, f"candidate {owner!r} was evaluated with another recipe than it was asked with")
         if (owner, event.split) in self.evaluations:
             raise self._fault(event, f"candidate {owner!r} was evaluated twice on the {event.split} split")
         self._check_objectives(event)
@@ -214,9 +210,7 @@ class RunState:
         if set(event.objectives) == set(self.objectives):
             return
         if event.state == "feasible" or event.objectives:
-            raise self._fault(
-                event, f"objectives {sorted(event.objectives)}, expected {sorted(self.objectives)}"
-            )
+            raise self._fault(event, f"objectives {sorted(event.objectives)}, expected {sorted(self.objectives)}")
 
     def _values(self, event: Evaluated) -> tuple[float, ...]:
         return tuple(event.objectives[name] for name in self.objectives) if event.objectives else ()

@@ -143,9 +143,9 @@ class Run:
     def status(self) -> Json:
         """Return what `status --json` prints.
 
-        `evaluations.done` counts candidates with an outcome on the search split (reused scores are not counted),
-        `failed` and `infeasible` those among them without a usable score, `running` those asked and still open
-        while a coordinator runs. `best` has the highest value of each objective.
+        `evaluations.done` counts candidates with an outcome on the search split (reused scores are not
+        counted), `failed` and `infeasible` those among them without a usable score, `running` those asked and
+        still open while a coordinator runs. `best` has the highest value of each objective.
         """
         condition = self.condition()
         archive = self._state.archives.get("search")
@@ -212,9 +212,7 @@ class Run:
             "recipe_id": known,
             "genome": None if asked is None else list(asked.genome),
             "evaluations": [
-                _evaluation(event)
-                for (owner, _), event in self._state.evaluations.items()
-                if owner == candidate
+                _evaluation(event) for (owner, _), event in self._state.evaluations.items() if owner == candidate
             ],
             "parents": [] if asked is None else list(asked.parents),
             "origin": "reference" if asked is None else asked.origin,
@@ -258,9 +256,7 @@ class Run:
         if word in ("best", "knee"):
             found = self.best() if word == "best" else self.knee()
             if found is None:
-                raise StateError(
-                    f"{self._folder.path}: no feasible candidate yet, so there is no {word!r} one"
-                )
+                raise StateError(f"{self._folder.path}: no feasible candidate yet, so there is no {word!r} one")
             return found
         candidate: CandidateId = int(word) if word.isascii() and word.isdigit() else word
         self._known(candidate)
@@ -292,9 +288,7 @@ class Run:
         event = self._state.evaluations.get((candidate, split))
         if event is None or not event.objectives:
             return None
-        return scalarize(
-            self._config.search.scalarize, [event.objectives[name] for name in self._state.objectives]
-        )
+        return scalarize(self._config.search.scalarize, [event.objectives[name] for name in self._state.objectives])
 
     def references(self) -> list[Json]:
         """Return what candidates are compared with: name, recipe identity, and objectives by split."""
@@ -317,9 +311,7 @@ class Run:
         return History(
             candidate=np.array([point.id for point in points], dtype=np.int64),
             elapsed_s=np.array([elapsed for _, elapsed in self._state.timeline], dtype=np.float64),
-            best=np.array(
-                [np.nan if point.best is None else point.best for point in points], dtype=np.float64
-            ),
+            best=np.array([np.nan if point.best is None else point.best for point in points], dtype=np.float64),
             best_per_objective=np.array(rows, dtype=np.float64).reshape(len(rows), len(blank)),
             hypervolume=np.array([point.hypervolume for point in points], dtype=np.float64),
         )

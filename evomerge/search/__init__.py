@@ -60,9 +60,5 @@ def create_searcher(config: SearchConfig, space: Space) -> Searcher:
         hint = did_you_mean(config.searcher, _SEARCHERS)
         raise ConfigError(f"search.searcher: there is no searcher {config.searcher!r}{hint}")
     if not space.dimensions:
-        raise ConfigError(
-            "space: nothing varies, so there is nothing to search; give a parameter a range [low, high]"
-        )
-    return _SEARCHERS[config.searcher](
-        space, seed=config.seed, options=config.options, scalarize=config.scalarize
-    )
+        raise ConfigError("space: nothing varies, so there is nothing to search; give a parameter a range [low, high]")
+    return _SEARCHERS[config.searcher](space, seed=config.seed, options=config.options, scalarize=config.scalarize)

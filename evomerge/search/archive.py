@@ -52,10 +52,10 @@ class Archive:
     order of adding.
 
     *Reference point of the hypervolume.* The one given; else it is fixed once, by the first feasible
-    candidate that is added: 0 for an objective that is 0 or more there, as accuracies are, and twice the value
-    for one that is negative there, as minimised ones are (written with "-"): twice the first candidate's cost
-    (-1 where that cost is 0). Fixed for good, it makes the hypervolume's history monotone. Whatever is not
-    better than the reference in every objective adds nothing.
+    candidate that is added: 0 for an objective that is 0 or more there, as accuracies are, and twice the
+    value for one that is negative there, as minimised ones are (written with "-"): twice the first
+    candidate's cost (-1 where that cost is 0). Fixed for good, it makes the hypervolume's history
+    monotone. Whatever is not better than the reference in every objective adds nothing.
 
     Args:
         objectives: the objectives' names, 1 to 5, in the order of values.
@@ -83,9 +83,7 @@ class Archive:
         reference: Sequence[float] | None = None,
     ) -> None:
         if not 1 <= len(objectives) <= MAX_OBJECTIVES:
-            raise ConfigError(
-                f"fitness.objectives: give 1 to {MAX_OBJECTIVES} objectives, got {len(objectives)}"
-            )
+            raise ConfigError(f"fitness.objectives: give 1 to {MAX_OBJECTIVES} objectives, got {len(objectives)}")
         if not isinstance(scalarize, str) and len(scalarize) != len(objectives):
             raise ConfigError(
                 f"search.scalarize: {len(scalarize)} weights for {len(objectives)} objectives; "
@@ -203,9 +201,7 @@ class Archive:
             raise ValueError(f"{what}: expected {len(self.objectives)} objectives, got {len(values)}")
         numbers = tuple(float(value) for value in values)
         if not all(math.isfinite(number) for number in numbers):
-            raise ValueError(
-                f"{what}: objectives must be finite, got {numbers}; mark the candidate infeasible"
-            )
+            raise ValueError(f"{what}: objectives must be finite, got {numbers}; mark the candidate infeasible")
         return numbers
 
     def _enter(self, candidate_id: int, values: tuple[float, ...]) -> bool:

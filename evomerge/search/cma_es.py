@@ -30,6 +30,8 @@ MAX_CONDITION = 1e14
 MAX_LAG = 1
 """Asynchronous results that lag more generations than this are dropped: with older ones the search
 diverges."""
+PLATEAU_FACTOR = 1.5
+"""Factor of the step size after a generation of equals (pycma's `manage_plateaus`)."""
 DISCRETE_STEP = 0.2
 """Smallest standard deviation along an int or choice dimension, in its steps (pycma's integer handling)."""
 
@@ -88,6 +90,9 @@ class CmaEs:
       search is over (or restarts, while `restarts` are left) when every continuous coordinate's standard
       deviation is below `tolerance`, or when the covariance's condition number exceeds 1e14. While restarts
       are left, `stagnation` generations without a better candidate also lead to one.
+    - *Plateaus.* A generation in which all are equal ranks nothing: it leaves the distribution as it is,
+      but for the step size, which grows by half (up to a third of the range). So flat scores never look
+      like convergence, and the search walks off a plateau.
     - *Ranking.* Feasible candidates rank by their scalarised objectives; behind all of them, those that broke
       constraints, by violation; behind these, without order, those that could not be measured. Ties: lower id
       first.
@@ -119,6 +124,7 @@ class CmaEs:
         self._results: list[tuple[_Standing, int, Vector]] = []
         self._generation = 0
         self._num_dropped = 0
+        self._best = _NOTHING_YET
         self._finished: str | None = None
         self._begin(restart=0)
 
@@ -190,8 +196,11 @@ class CmaEs:
 
     def _update(self) -> None:
         ranked = sorted(self._results, key=lambda result: result[:2])
-        self._gaussian.update([point for _, _, point in ranked])
         best = ranked[0][0]
+        if best < ranked[-1][0]:
+            self._gaussian.update([point for _, _, point in ranked])
+        else:
+            self._gaussian.widen(PLATEAU_FACTOR)
         self._results.clear()
         self._generation += 1
         self._num_sampled = 0

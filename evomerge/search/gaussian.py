@@ -82,6 +82,11 @@ class GaussianSearch:
         """
         self._strategy.tell(list(points), [float(rank) for rank in range(len(points))])
 
+    def widen(self, factor: float) -> None:
+        """Multiply the step size by a factor > 1, as far as no coordinate's passes `MAX_STEP`."""
+        room = MAX_STEP / float(np.max(self._strategy.stds))
+        self._strategy.sigma *= max(1.0, min(factor, room))
+
     @property
     def steps(self) -> Vector:
         """Standard deviation of each coordinate, shape (n,)."""

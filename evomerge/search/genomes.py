@@ -28,9 +28,7 @@ def genome_from_unit(space: Space, unit: Sequence[float] | Vector) -> Genome:
     dimensions = space.dimensions
     if len(unit) != len(dimensions):
         raise ValueError(f"a point of this space has {len(dimensions)} coordinates, got {len(unit)}")
-    values = tuple(
-        dimension.from_unit(float(number)) for dimension, number in zip(dimensions, unit, strict=True)
-    )
+    values = tuple(dimension.from_unit(float(number)) for dimension, number in zip(dimensions, unit, strict=True))
     return deactivate(dimensions, values)
 
 
@@ -46,9 +44,7 @@ def deactivate(dimensions: Sequence[Dimension], values: Sequence[Value]) -> Geno
         when = condition[name]
         return when is None or (by_name[when[0]] == when[1] and active(when[0]))
 
-    return tuple(
-        value if active(dimension.name) else None for dimension, value in zip(dimensions, values, strict=True)
-    )
+    return tuple(value if active(dimension.name) else None for dimension, value in zip(dimensions, values, strict=True))
 
 
 def unit_from_genome(space: Space, genome: Genome) -> Vector:

@@ -32,12 +32,11 @@ class RandomSearch:
         *,
         seed: int = 0,
         options: Mapping[str, Any] | None = None,
-        scalarize: Scalarize = "mean",
+        scalarize: Scalarize = "mean",  # noqa: ARG002  the constructor of every searcher
     ) -> None:
         parse_options(RandomOptions, options)
         self._space = space
         self._seed = seed
-        self._scalarize = scalarize
         self._ledger = Ledger(space)
 
     def ask(self, n: int) -> list[Candidate]:

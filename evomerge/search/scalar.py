@@ -29,7 +29,6 @@ def scalarize(rule: Scalarize, objectives: Sequence[float]) -> float:
         return min(objectives)
     if len(rule) != len(objectives):
         raise ConfigError(
-            f"search.scalarize: {len(rule)} weights for {len(objectives)} objectives; "
-            "give one weight an objective"
+            f"search.scalarize: {len(rule)} weights for {len(objectives)} objectives; give one weight an objective"
         )
     return sum(weight * value for weight, value in zip(rule, objectives, strict=True))

@@ -37,9 +37,7 @@ def method_genes(config: SpaceConfig) -> tuple[MethodGenes, ...]:
     for name in config.parameters:
         if name not in known:
             of = " or ".join(repr(spec.name) for spec in specs)
-            raise ConfigError(
-                f"space.parameters.{name}: no such parameter of {of}{did_you_mean(name, known)}"
-            )
+            raise ConfigError(f"space.parameters.{name}: no such parameter of {of}{did_you_mean(name, known)}")
     return tuple(_genes(spec, config.parameters) for spec in specs)
 
 
@@ -101,9 +99,7 @@ def _dimension(spec: OperatorSpec, parameter: Parameter, values: tuple[Scalar, .
         raise ConfigError(f"{where}: expected [low, high] or a single value, got {len(numbers)} values")
     low, high = numbers
     if not low < high:
-        raise ConfigError(
-            f"{where}: the range [{low:g}, {high:g}] is empty; write [low, high] with low < high"
-        )
+        raise ConfigError(f"{where}: the range [{low:g}, {high:g}] is empty; write [low, high] with low < high")
     default = min(high, max(low, float(parameter.default)))
     kind: Literal["int", "float"] = "int" if parameter.kind == "int" else "float"
     return Dimension(

@@ -84,8 +84,6 @@ def _module_parts(config: GroupsConfig) -> list[tuple[str, tuple[Module, ...]]]:
     """Return name and modules of each part of a layer."""
     if not config.modules:
         return [("", MODULES)]
-    named: list[tuple[str, tuple[Module, ...]]] = [
-        (name, (name,)) for name in MODULES if name in config.modules
-    ]
+    named: list[tuple[str, tuple[Module, ...]]] = [(name, (name,)) for name in MODULES if name in config.modules]
     rest = tuple(name for name in MODULES if name not in config.modules)
     return [*named, ("rest", rest)] if rest else named

@@ -35,8 +35,8 @@ class ParameterSpace:
     """Coefficients of merge methods, one set for each group of layers, module group and source.
 
     Dimensions are named `weight/math/layers.0-3/attention`: parameter, source if it has a value for each,
-    layer group and module group if there are several. With several methods, the first dimension is `method`, and
-    the names of the others begin with the method under which they are active.
+    layer group and module group if there are several. With several methods, the first dimension is `method`,
+    and the names of the others begin with the method under which they are active.
 
     Args:
         config: the `space:` section, of kind `parameter`.
@@ -77,9 +77,7 @@ class ParameterSpace:
         self._dimensions = (*self._choice(), *(gene.dimension for gene in self._genes))
         if not self._dimensions:
             raise ConfigError("space.parameters: every parameter is fixed, so there is nothing to search")
-        self.decode(
-            self.start
-        )  # whatever is wrong with the sources shows now, and not at the first candidate
+        self.decode(self.start)  # whatever is wrong with the sources shows now, and not at the first candidate
 
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
@@ -125,9 +123,7 @@ class ParameterSpace:
         except ConfigError:
             same = False
         if not same:
-            raise ConfigError(
-                "recipe: no genome of this space decodes to it; give a recipe that this space made"
-            )
+            raise ConfigError("recipe: no genome of this space decodes to it; give a recipe that this space made")
         return genome
 
     def _choice(self) -> tuple[Dimension, ...]:
@@ -143,9 +139,7 @@ class ParameterSpace:
             ConfigError: when the method cannot blend that many, or lacks a base.
         """
         if spec.base == "required" and self._base is None:
-            raise ConfigError(
-                f"space.method: method {spec.name!r} needs a base; name one of the sources as `base`"
-            )
+            raise ConfigError(f"space.method: method {spec.name!r} needs a base; name one of the sources as `base`")
         blended = tuple(alias for alias in self._sources if spec.base == "ignored" or alias != self._base)
         try:
             spec.check_count(len(blended))
@@ -215,14 +209,9 @@ class ParameterSpace:
             raise ConfigError(f"genome: {text}; it belongs to another space")
         chosen: dict[str, Value] = {}
         for dimension, value in zip(self._dimensions, genome, strict=True):
-            if (
-                dimension.active_when is not None
-                and chosen[dimension.active_when[0]] != dimension.active_when[1]
-            ):
+            if dimension.active_when is not None and chosen[dimension.active_when[0]] != dimension.active_when[1]:
                 if value is not None:
-                    raise ConfigError(
-                        f"genome: {dimension.name} is not active here and must be None, got {value!r}"
-                    )
+                    raise ConfigError(f"genome: {dimension.name} is not active here and must be None, got {value!r}")
                 continue
             _check_value(dimension, value)
             chosen[dimension.name] = value
@@ -240,9 +229,7 @@ class ParameterSpace:
 
 def _modules(sites: tuple[Site, ...], settings: Mapping[Site, Mapping[str, Any]]) -> dict[str, Any] | None:
     """Return the module overrides of a layer group, or None where its leader speaks for all."""
-    own: dict[str, Any] = {
-        module: settings[site] for site in sites if not site.leads for module in site.modules
-    }
+    own: dict[str, Any] = {module: settings[site] for site in sites if not site.leads for module in site.modules}
     return own or None
 
 
@@ -252,14 +239,8 @@ def _check_value(dimension: Dimension, value: Value) -> None:
             expected = "one of " + ", ".join(dimension.choices)
             raise ConfigError(f"genome: {dimension.name} must be {expected}, got {value!r}")
         return
-    number = isinstance(value, int if dimension.kind == "int" else (int, float)) and not isinstance(
-        value, bool
-    )
-    if (
-        not number
-        or not math.isfinite(float(value or 0))
-        or not dimension.low <= float(value or 0) <= dimension.high
-    ):
+    number = isinstance(value, int if dimension.kind == "int" else (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(float(value or 0)) or not dimension.low <= float(value or 0) <= dimension.high:
         kind = "a whole number" if dimension.kind == "int" else "a number"
         text = f"must be {kind} in [{dimension.low:g}, {dimension.high:g}], got {value!r}"
         raise ConfigError(f"genome: {dimension.name} {text}")

@@ -156,9 +156,7 @@ class SearcherContract(ABC):
         """Neither a foreign id nor a foreign genome is accepted, and the refusal changes nothing."""
         searcher = self.make(space, 0)
         (candidate,) = searcher.ask(1)
-        corners = [
-            deactivate(space.dimensions, [d.from_unit(unit) for d in space.dimensions]) for unit in (0.1, 0.9)
-        ]
+        corners = [deactivate(space.dimensions, [d.from_unit(unit) for d in space.dimensions]) for unit in (0.1, 0.9)]
         genome = corners[candidate.genome == corners[0]]
         recipe = space.decode(genome)
         for foreign in (
@@ -177,9 +175,7 @@ class SearcherContract(ABC):
             assert candidate.genome == deactivate(space.dimensions, candidate.genome)
             assert active == [d.active_when is None or "ties" in candidate.genome for d in space.dimensions]
             assert all(
-                fits(d, value)
-                for d, value in zip(space.dimensions, candidate.genome, strict=True)
-                if value is not None
+                fits(d, value) for d, value in zip(space.dimensions, candidate.genome, strict=True) if value is not None
             )
             assert candidate.recipe == space.decode(candidate.genome)
 

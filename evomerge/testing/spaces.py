@@ -18,9 +18,7 @@ METHOD = Dimension(
     choices=("task_arithmetic", "ties", "dare_linear"),
     default="task_arithmetic",
 )
-DENSITY = Dimension(
-    name="density", kind="float", low=0.1, high=1.0, default=0.5, active_when=("method", "ties")
-)
+DENSITY = Dimension(name="density", kind="float", low=0.1, high=1.0, default=0.5, active_when=("method", "ties"))
 MASK_SEED = Dimension(name="seed", kind="int", low=0, high=9, default=0)
 
 
@@ -52,9 +50,7 @@ class BoxSpace:
             ConfigError: when the genome does not fit the dimensions.
         """
         if len(genome) != len(self.dimensions) or deactivate(self.dimensions, genome) != tuple(genome):
-            raise ConfigError(
-                f"genome: {genome!r} does not fit the {len(self.dimensions)} dimensions of this space"
-            )
+            raise ConfigError(f"genome: {genome!r} does not fit the {len(self.dimensions)} dimensions of this space")
         layers = [
             {"take": {"base": index, "expert": index}, "blend": {"weight": {"expert": genome[index]}}}
             for index in range(self.num_weights)
@@ -98,9 +94,7 @@ def closeness(space: BoxSpace, genome: Genome, target: Sequence[float] | NDArray
         target: shape (D,), in [0, 1]; for a choice, 0 where it should be the first one: any other costs 1.
     """
     terms = [
-        float(value != dimension.choices[0])
-        if dimension.kind == "choice"
-        else (dimension.to_unit(value) - goal) ** 2
+        float(value != dimension.choices[0]) if dimension.kind == "choice" else (dimension.to_unit(value) - goal) ** 2
         for dimension, value, goal in zip(space.dimensions, genome, target, strict=True)
         if value is not None
     ]

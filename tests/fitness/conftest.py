@@ -28,7 +28,7 @@ def write_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def write_model(folder: Path, seed: int, *, tied: bool = False) -> Path:
+def _write_model(folder: Path, seed: int, *, tied: bool = False) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -163,7 +163,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with three models (`base`, `one`, `two`), task files and a suite of all of them."""
     folder = tmp_path_factory.mktemp("fitness")
     for seed, name in enumerate(("base", "one", "two")):
-        write_model(folder / name, seed)
+        _write_model(folder / name, seed)
     write_tasks(folder / "tasks")
     _write_suite(folder, ALL_TASKS)
     return folder
@@ -173,3 +173,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_suite() -> Callable[..., Path]:
     """Write a suite file: `write_suite(folder, [{"task": ...}], **keys)`."""
     return _write_suite
+
+
+@pytest.fixture(scope="session")
+def write_model() -> Callable[..., Path]:
+    """Write a tiny model: `write_model(folder, seed, tied=False)`."""
+    return _write_model

@@ -20,9 +20,7 @@ def expanded(depth: int = 2, **keys: Any) -> ExpandedRecipe:
 def test_layers_left_out_take_every_source_one_to_one() -> None:
     result = expanded(3, blend={"method": "task_arithmetic", "weight": {"math": 0.7}})
 
-    assert [dict(layer.take) for layer in result.layers] == [
-        dict.fromkeys(SOURCES, index) for index in range(3)
-    ]
+    assert [dict(layer.take) for layer in result.layers] == [dict.fromkeys(SOURCES, index) for index in range(3)]
     assert result.layers[0].blends["mlp"] == Blend(
         "task_arithmetic", ("math", "ja"), "base", {"weight": (0.7, 0.0), "scale": 1.0, "normalize": False}
     )
@@ -105,9 +103,7 @@ def test_averages_leave_the_base_out_unless_it_is_named() -> None:
 
 
 def test_a_single_source_needs_no_blend() -> None:
-    recipe = Recipe.from_mapping(
-        {"recipe": 1, "sources": {"a": {"model": "m"}}, "layers": [{"take": {"a": 1}}]}
-    )
+    recipe = Recipe.from_mapping({"recipe": 1, "sources": {"a": {"model": "m"}}, "layers": [{"take": {"a": 1}}]})
     result = expand(recipe, {"a": 2})
 
     assert result.embeddings.sources == ("a",)

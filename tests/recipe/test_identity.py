@@ -68,9 +68,7 @@ def test_a_source_of_weight_zero_is_no_source() -> None:
     other = {**INFOS, "ja": SourceInfo("hash-other", 2)}
 
     assert of(blend={**PLAIN["blend"], **without}) == of(other, blend={**PLAIN["blend"], **without})
-    assert of(blend={**PLAIN["blend"], "weight": {"math": 0.7, "ja": -0.0}}) == of(
-        blend={**PLAIN["blend"], **without}
-    )
+    assert of(blend={**PLAIN["blend"], "weight": {"math": 0.7, "ja": -0.0}}) == of(blend={**PLAIN["blend"], **without})
 
 
 def test_task_vectors_of_weight_zero_leave_the_base_whatever_the_method() -> None:

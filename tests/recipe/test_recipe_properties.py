@@ -20,9 +20,7 @@ few = settings(max_examples=40, deadline=None, suppress_health_check=[HealthChec
 def numbers(parameter: Parameter) -> st.SearchStrategy[float]:
     low = -2.0 if parameter.low is None else parameter.low
     high = 2.0 if parameter.high is None else parameter.high
-    nice = [
-        value for value in (0.0, 0.5, 1.0) if low < value <= high or (value == low and not parameter.low_open)
-    ]
+    nice = [value for value in (0.0, 0.5, 1.0) if low < value <= high or (value == low and not parameter.low_open)]
     return st.floats(low, high, exclude_min=parameter.low_open, allow_subnormal=False) | st.sampled_from(nice)
 
 
@@ -81,7 +79,7 @@ def documents(draw: st.DrawFn) -> tuple[dict[str, Any], int]:
 
 
 def module_blends(experts: list[str], method: str) -> st.SearchStrategy[dict[str, Any]]:
-    # A later link may inherit from a method that it does not know of, so modules here override like with like.
+    # A link may inherit a method that it does not name, so modules here override parameters alone.
     own = parameters_of(operators.get(method), experts)
     return st.fixed_dictionaries({}, optional=dict.fromkeys(MODULES, own))
 
@@ -202,9 +200,7 @@ def test_the_seed_counts_where_something_is_drawn(drawn: tuple[dict[str, Any], i
 
 @few
 @given(documents(), st.data())
-def test_any_number_that_counts_changes_the_identity(
-    drawn: tuple[dict[str, Any], int], data: st.DataObject
-) -> None:
+def test_any_number_that_counts_changes_the_identity(drawn: tuple[dict[str, Any], int], data: st.DataObject) -> None:
     recipe = Recipe.from_mapping(drawn[0])
     infos = infos_of(recipe, drawn[1])
     document = spelled_out(recipe, drawn[1])

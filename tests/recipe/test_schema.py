@@ -140,9 +140,7 @@ def test_words_that_look_like_other_values_survive_yaml(model: str) -> None:
 def test_a_fault_is_named_with_its_line_and_key_path(old: str, new: str, line: int, text: str) -> None:
     """Every wrong recipe is one sentence that begins with file, line and key path."""
     assert old in GOOD
-    pattern = (
-        "recipe.yaml:" + str(line) + ": .*" + text.translate({ord(mark): "\\" + mark for mark in "[]()?"})
-    )
+    pattern = "recipe.yaml:" + str(line) + ": .*" + text.translate({ord(mark): "\\" + mark for mark in "[]()?"})
 
     with pytest.raises(RecipeError, match=pattern) as caught:
         Recipe.from_yaml(GOOD.replace(old, new, 1), "recipe.yaml")
@@ -152,9 +150,7 @@ def test_a_fault_is_named_with_its_line_and_key_path(old: str, new: str, line: i
 def test_a_fault_inside_a_nested_recipe_keeps_its_path() -> None:
     nested = "{model: {recipe: 1, sources: {x: {model: m}}, blend: {method: linear, weigth: 1}}}"
 
-    with pytest.raises(
-        RecipeError, match=r"r:3: sources\.base\.model\.blend\.weigth: .*did you mean 'weight'"
-    ):
+    with pytest.raises(RecipeError, match=r"r:3: sources\.base\.model\.blend\.weigth: .*did you mean 'weight'"):
         Recipe.from_yaml(GOOD.replace("{model: org/base, revision: abc}", nested), "r")
 
 
@@ -162,17 +158,13 @@ def test_a_fault_inside_another_document_keeps_its_path() -> None:
     class Outer(StrictModel):
         inner: Recipe
 
-    text = "inner:\n" + "".join(
-        f"  {line}\n" for line in GOOD.replace("density: 0.3", "density: 3").splitlines()
-    )
+    text = "inner:\n" + "".join(f"  {line}\n" for line in GOOD.replace("density: 0.3", "density: 3").splitlines())
     with pytest.raises(ConfigError, match=r"f:14: inner\.layers\[2\]\.modules\.mlp\.density: "):
         parse_yaml(text, "f").parse(Outer)
 
 
 def test_plain_data_is_refused_with_the_key_path_alone() -> None:
-    with pytest.raises(
-        RecipeError, match=r"^sources\.a\.modle: unknown key 'modle'; did you mean 'model'\?$"
-    ):
+    with pytest.raises(RecipeError, match=r"^sources\.a\.modle: unknown key 'modle'; did you mean 'model'\?$"):
         Recipe.from_mapping({"recipe": 1, "sources": {"a": {"modle": "m"}}})
 
 
@@ -200,9 +192,7 @@ def test_segments_end_in_rising_order() -> None:
         RecipeError, match=r"segments\[1\]\.until: must lie beyond the end of the segment before it, 10"
     ):
         Recipe.from_yaml(good.replace("until: 20", "until: 10"))
-    with pytest.raises(
-        RecipeError, match=r"segments\[2\]\.until: every segment but the last must say where it ends"
-    ):
+    with pytest.raises(RecipeError, match=r"segments\[2\]\.until: every segment but the last must say where it ends"):
         Recipe.from_yaml(good.replace("{weight: 0.5}", "{until: 30, weight: 0.5}"))
     with pytest.raises(RecipeError, match=r"segments\[0\]\.weigth: .*did you mean 'weight'"):
         Recipe.from_yaml(good.replace("weight: {a: 1}", "weigth: {a: 1}"))

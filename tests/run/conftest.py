@@ -68,9 +68,7 @@ def measure(recipe: Recipe, split: Split) -> Evaluation:
 def clock(step_s: float = 1.0) -> Callable[[], str]:
     """Return a clock that goes on by a fixed step at each look."""
     ticks: Iterator[int] = itertools.count()
-    return lambda: (
-        datetime.fromtimestamp(1_700_000_000 + step_s * next(ticks), UTC).isoformat().replace("+00:00", "Z")
-    )
+    return lambda: datetime.fromtimestamp(1_700_000_000 + step_s * next(ticks), UTC).isoformat().replace("+00:00", "Z")
 
 
 @dataclass
@@ -96,9 +94,7 @@ class Recorder:
             for alias, info in INFOS.items()
         }
         digest = config_digest(self.config)
-        self.journal.append(
-            Started(config_digest=digest, version="0", sources=records, objectives=OBJECTIVES)
-        )
+        self.journal.append(Started(config_digest=digest, version="0", sources=records, objectives=OBJECTIVES))
 
     def ask(self) -> Candidate | None:
         for candidate in self.searcher.ask(1):
@@ -156,9 +152,7 @@ class Recorder:
     def reference(self, name: str, blend: dict[str, object]) -> Recipe:
         sources = {alias: {"model": source.model} for alias, source in self.config.sources.items()}
         recipe = Recipe.from_mapping({"recipe": 1, "sources": sources, "base": "base", "blend": blend})
-        self.journal.append(
-            Reference(name=name, recipe_id=identity(recipe, INFOS), recipe=recipe.to_mapping())
-        )
+        self.journal.append(Reference(name=name, recipe_id=identity(recipe, INFOS), recipe=recipe.to_mapping()))
         return recipe
 
     def run(self, generations: int, population: int = 4) -> None:

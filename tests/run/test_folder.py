@@ -45,9 +45,7 @@ def test_a_config_is_read_back_from_its_folder_as_it_was_given(
 
 def test_a_new_folder_has_what_the_design_names(tmp_path: Path, config: RunConfig) -> None:
     folder = RunFolder.create(tmp_path / "a" / "run", config)
-    assert {"config.yaml", "environment.json", "scores", "artifacts"} <= {
-        path.name for path in folder.path.iterdir()
-    }
+    assert {"config.yaml", "environment.json", "scores", "artifacts"} <= {path.name for path in folder.path.iterdir()}
     assert yaml.safe_load(folder.config_path.read_text())["search"]["searcher"] == "cma_es"
     assert folder.name == "run"
     assert not list(folder.path.rglob("*.tmp"))
@@ -63,9 +61,7 @@ def test_the_environment_names_versions_and_no_local_paths(tmp_path: Path, confi
     assert str(tmp_path) not in folder.environment_path.read_text()
 
 
-def test_an_existing_run_is_refused_with_the_command_that_continues_it(
-    tmp_path: Path, config: RunConfig
-) -> None:
+def test_an_existing_run_is_refused_with_the_command_that_continues_it(tmp_path: Path, config: RunConfig) -> None:
     RunFolder.create(tmp_path / "run", config)
     with pytest.raises(StateError, match="evomerge resume"):
         RunFolder.create(tmp_path / "run", config)

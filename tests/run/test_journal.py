@@ -36,9 +36,7 @@ from evomerge.run.events import (
 )
 from evomerge.run.journal import JournalReader, JournalWriter, follow, read_journal
 
-ASKED = Asked(
-    candidate=0, recipe_id="ab" * 32, genome=(0.1, 3, "ties", None, True), parents=(), origin="start"
-)
+ASKED = Asked(candidate=0, recipe_id="ab" * 32, genome=(0.1, 3, "ties", None, True), parents=(), origin="start")
 EVERY_KIND: list[Event] = [
     Started(
         config_digest="d",
@@ -123,9 +121,7 @@ def test_any_genome_and_text_is_read_back_exactly(
 
 def test_undecodable_text_in_a_reason_does_not_stop_the_journal(tmp_path: Path) -> None:
     reason = os.fsdecode(b"no file \xff")
-    written = write(
-        tmp_path / "j", [Retried(candidate=0, split="search", attempt=1, reason=reason, worker="w")]
-    )
+    written = write(tmp_path / "j", [Retried(candidate=0, split="search", attempt=1, reason=reason, worker="w")])
     assert read_journal(tmp_path / "j") == written
 
 
@@ -306,9 +302,7 @@ def test_a_full_disk_is_a_storage_error_and_the_journal_stays_valid(
 
     written: list[Event] = []
     with JournalWriter(path, opener=opener) as journal:
-        with pytest.raises(
-            StorageError, match=r"journal\.jsonl: journaling failed \(No space left on device\)"
-        ):
+        with pytest.raises(StorageError, match=r"journal\.jsonl: journaling failed \(No space left on device\)"):
             append_for_ever(journal, written)
         assert read_journal(path) == written
         if truncates:
@@ -401,9 +395,7 @@ def test_sigkill_at_random_instants_never_loses_an_acknowledged_event(tmp_path: 
     assert acknowledged > 0
 
 
-def test_a_reader_sees_events_as_they_come_and_waits_for_unfinished_lines(
-    tmp_path: Path, whole: bytes
-) -> None:
+def test_a_reader_sees_events_as_they_come_and_waits_for_unfinished_lines(tmp_path: Path, whole: bytes) -> None:
     path = tmp_path / "journal.jsonl"
     reader, seen = JournalReader(path), 0
     path.write_bytes(b"")

@@ -44,9 +44,7 @@ def test_every_cut_of_the_journal_replays_and_then_asks_what_the_whole_journal_h
         asked = [event.candidate for event in events[:cut] if isinstance(event, Asked)]
         closed = [event.candidate for event in events[:cut] if event.kind == "evaluated"]
         assert sorted(replayed.candidates) == asked
-        assert [candidate.id for candidate in replayed.open] == [
-            number for number in asked if number not in closed
-        ]
+        assert [candidate.id for candidate in replayed.open] == [number for number in asked if number not in closed]
         upcoming = events[cut]
         if isinstance(upcoming, Asked):
             [candidate] = replayed.searcher.ask(1)
@@ -83,9 +81,7 @@ def test_a_candidate_that_comes_out_otherwise_is_an_error_that_names_line_and_di
     recorder.ask()
     events = read_journal(recorder.folder.journal)
     events[1] = events[1].model_copy(update=change)
-    with pytest.raises(
-        StateError, match=f"journal line 2: candidate 0 comes out otherwise on replay: ({text})"
-    ):
+    with pytest.raises(StateError, match=f"journal line 2: candidate 0 comes out otherwise on replay: ({text})"):
         again(recorder, events)
 
 
@@ -118,9 +114,7 @@ def test_a_searcher_that_asks_for_nothing_is_noticed(recorder: Recorder) -> None
         ([1], "does not begin with `started`"),
     ],
 )
-def test_a_journal_that_contradicts_itself_is_an_error(
-    recorder: Recorder, order: list[int], text: str
-) -> None:
+def test_a_journal_that_contradicts_itself_is_an_error(recorder: Recorder, order: list[int], text: str) -> None:
     recorder.start()
     candidate = recorder.ask()
     assert candidate is not None
@@ -206,7 +200,7 @@ def test_verify_tolerates_a_torn_tail_and_says_so(recorder: Recorder) -> None:
 
 def test_verify_notices_a_changed_score_file(recorder: Recorder) -> None:
     path = make_run(recorder)
-    victim = sorted((path / "scores").iterdir())[0]
+    victim = min((path / "scores").iterdir())
     data = bytearray(victim.read_bytes())
     data[-1] ^= 1
     victim.write_bytes(bytes(data))
@@ -235,6 +229,7 @@ def rewrite(recorder: Recorder, change: dict[str, object], kind: str) -> None:
         ),
         ("evaluated", {"split": "validation"}, "its scores are of the search split"),
         ("evaluated", {"violation": 0.25}, "constraints"),
+        ("reference", {"recipe": {"recipe": 1, "sources": {"base": {"model": "b"}}}}, "has another recipe"),
         ("evaluated", {"scores": "../config.yaml"}, "not the path of a score file"),
         ("started", {"config_digest": "0" * 64}, "changed since the run started"),
     ],

@@ -19,7 +19,7 @@ from evomerge.run.problem import Problem
 from evomerge.run.replay import verify
 from evomerge.run.session import resume, start
 from evomerge.run.view import load_run
-from tests.run.conftest import analytic_executor, small_search
+from tests.run.small import analytic_executor, small_search, write_problem
 
 Story = list[tuple[Any, ...]]
 
@@ -71,8 +71,13 @@ def killed_session(path: Path, config: RunConfig, after: int, *, torn: bool) -> 
 
 
 @pytest.fixture(scope="module")
-def config() -> RunConfig:
-    return small_search(evaluations=14)
+def problem_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_problem(tmp_path_factory.mktemp("problem"))
+
+
+@pytest.fixture(scope="module")
+def config(problem_folder: Path) -> RunConfig:
+    return small_search(problem_folder, evaluations=14)
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +132,13 @@ def test_nothing_that_was_journaled_is_scored_again(config: RunConfig, tmp_path:
     assert not {f"{who}/{split}" for who, split in before} & set(scored)
 
 
-def test_a_run_with_a_larger_budget_goes_on_from_where_it_stood(config: RunConfig, tmp_path: Path) -> None:
+def test_a_run_with_a_larger_budget_goes_on_from_where_it_stood(
+    config: RunConfig, problem_folder: Path, tmp_path: Path
+) -> None:
     path, longer = tmp_path / "run", tmp_path / "longer"
     start(config, path, executor=analytic_executor)
     resume(path, ["budget.evaluations=20"], executor=analytic_executor)
-    start(small_search(evaluations=20), longer, executor=analytic_executor)
+    start(small_search(problem_folder, evaluations=20), longer, executor=analytic_executor)
     searched = [line for line in story(path) if line[0] == "asked"]
     assert searched == [line for line in story(longer) if line[0] == "asked"]
     assert load_run(path).status()["evaluations"]["done"] == 20
@@ -150,8 +157,8 @@ def test_the_same_file_and_seed_give_the_same_run(undisturbed: Path, config: Run
     assert story(tmp_path / "run") == story(undisturbed)
 
 
-def test_another_seed_gives_another_run(undisturbed: Path, tmp_path: Path) -> None:
-    start(small_search(evaluations=14, seed=1), tmp_path / "run", executor=analytic_executor)
+def test_another_seed_gives_another_run(undisturbed: Path, problem_folder: Path, tmp_path: Path) -> None:
+    start(small_search(problem_folder, evaluations=14, seed=1), tmp_path / "run", executor=analytic_executor)
     assert story(tmp_path / "run") != story(undisturbed)
 
 

@@ -17,9 +17,7 @@ from evomerge.errors import StateError, StorageError
 from evomerge.fitness.types import Evaluation
 from evomerge.run.scores import ScoreStore, decode_scores, encode_scores
 
-names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).filter(
-    lambda name: name != "__metadata__"
-)
+names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).filter(lambda name: name != "__metadata__")
 evaluations = st.builds(
     Evaluation,
     split=st.sampled_from(["search", "validation", "test"]),

@@ -22,14 +22,10 @@ GRID = st.integers(0, 5).map(lambda k: k / 5)
 def candidates(draw: st.DrawFn) -> list[tuple[tuple[float, ...], bool]]:
     """Draw objectives and feasibility of up to a dozen candidates, with one to five objectives."""
     num_objectives = draw(st.integers(1, 5))
-    return draw(
-        st.lists(st.tuples(st.tuples(*[GRID] * num_objectives), st.booleans()), min_size=1, max_size=12)
-    )
+    return draw(st.lists(st.tuples(st.tuples(*[GRID] * num_objectives), st.booleans()), min_size=1, max_size=12))
 
 
-def filled(
-    points: list[tuple[tuple[float, ...], bool]], order: list[int] | None = None, **options: object
-) -> Archive:
+def filled(points: list[tuple[tuple[float, ...], bool]], order: list[int] | None = None, **options: object) -> Archive:
     archive = Archive(NAMES[: len(points[0][0])], **options)
     for id_ in order or range(len(points)):
         archive.add(id_, points[id_][0], feasible=points[id_][1])
@@ -44,9 +40,7 @@ def grid_volume(points: list[tuple[float, ...]]) -> float:
     """Count the cells of a grid of fifths that some point dominates."""
     num_objectives = len(points[0])
     cells = itertools.product(range(5), repeat=num_objectives)
-    covered = sum(
-        any(all(x * 5 > c + 0.5 for x, c in zip(p, cell, strict=True)) for p in points) for cell in cells
-    )
+    covered = sum(any(all(x * 5 > c + 0.5 for x, c in zip(p, cell, strict=True)) for p in points) for cell in cells)
     return covered / 5**num_objectives
 
 
@@ -56,9 +50,7 @@ def test_front_agrees_with_brute_force(points: list[tuple[tuple[float, ...], boo
     """The front is every feasible candidate that no feasible one dominates, duplicates included, by id."""
     feasible = {id_: values for id_, (values, ok) in enumerate(points) if ok}
     expected = tuple(
-        id_
-        for id_, values in feasible.items()
-        if not any(dominates(other, values) for other in feasible.values())
+        id_ for id_, values in feasible.items() if not any(dominates(other, values) for other in feasible.values())
     )
     assert filled(points).front() == expected
 

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -156,6 +157,28 @@ def test_asynchronous_results_two_generations_late_are_dropped_and_their_slots_r
     assert len(searcher.ask(1000)) == 5
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_flat_scores_widen_the_search_and_never_end_it(asynchronous: bool) -> None:
+    """In one dimension a step size that wanders would converge within some hundred generations."""
+    searcher = CmaEs(BoxSpace(1, mixed=False), options={"asynchronous": asynchronous})
+    drive(searcher, lambda _: Outcome("feasible", (0.25,)), 1200)
+    assert searcher.finished is None
+    assert searcher.status()["step_size"] == pytest.approx(1 / 3, rel=1e-3)
+
+
+@pytest.mark.parametrize("state", ["feasible", "infeasible"])
+def test_walks_off_a_plateau(state: Literal["feasible", "infeasible"]) -> None:
+    """A start amid equals, where the first generations tell nothing, does not keep it from the optimum."""
+    space = BoxSpace(3, mixed=False)
+
+    def score(candidate: Candidate) -> Outcome:
+        loss = float(np.sum((unit(space, candidate) - 0.85) ** 2))
+        return Outcome("feasible", (1.0 - loss,)) if loss < 0.3 else Outcome(state, (0.0,))
+
+    candidates, _ = drive(CmaEs(space, options={"sigma": 0.02}), score, 400)
+    assert score(candidates[-1]).objectives[0] > 0.99
+
+
 def test_infeasible_candidates_rank_behind_the_worst_feasible_by_violation() -> None:
     """A constraint pulls the search into the feasible half, although the best scores lie outside."""
     space = BoxSpace(4, mixed=False)
@@ -164,9 +187,7 @@ def test_infeasible_candidates_rank_behind_the_worst_feasible_by_violation() -> 
     def score(candidate: Candidate) -> Outcome:
         x = unit(space, candidate)
         violation = max(0.0, x[0] - 0.3)
-        return Outcome(
-            "infeasible" if violation else "feasible", (float(x[0] - (x[1:] ** 2).sum()),), violation
-        )
+        return Outcome("infeasible" if violation else "feasible", (float(x[0] - (x[1:] ** 2).sum()),), violation)
 
     candidates, _ = drive(searcher, score, 500)
     last = [score(candidate) for candidate in candidates[-20:]]

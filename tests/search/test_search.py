@@ -27,9 +27,7 @@ def test_every_name_gives_a_searcher() -> None:
         assert create_searcher(SearchConfig(searcher=name), SPACE).ask(1)[0].id == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "hint"), [("cmaes", "did you mean 'cma_es'"), ("xyz", "known: cma_es, random")]
-)
+@pytest.mark.parametrize(("name", "hint"), [("cmaes", "did you mean 'cma_es'"), ("xyz", "known: cma_es, random")])
 def test_an_unknown_searcher_is_named_with_the_nearest_known(name: str, hint: str) -> None:
     with pytest.raises(ConfigError, match=hint):
         create_searcher(SearchConfig(searcher=name), SPACE)
@@ -69,9 +67,7 @@ def test_a_genome_decodes_and_comes_back(point: tuple[float, ...]) -> None:
     genome = genome_from_unit(SPACE, point)
     assert SPACE.encode(SPACE.decode(genome)) == genome
     again = genome_from_unit(SPACE, unit_from_genome(SPACE, genome))
-    assert all(
-        a == pytest.approx(b) if isinstance(a, float) else a == b for a, b in zip(again, genome, strict=True)
-    )
+    assert all(a == pytest.approx(b) if isinstance(a, float) else a == b for a, b in zip(again, genome, strict=True))
 
 
 @settings(deadline=None)

@@ -1,0 +1,1 @@
+"""A run: configuration, journal, coordinator, resume, verify, views and export."""

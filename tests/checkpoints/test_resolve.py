@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+
+from evomerge.checkpoints import resolve, resolve_model, zoo_names
+from evomerge.errors import SourceError
+from evomerge.testing.checkpoints import write_tiny_llama
+
+
+@pytest.fixture
+def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "models"
+    for name in ("base", "sums"):
+        write_tiny_llama(root / name)
+    monkeypatch.setattr(resolve, "_ZOO_ROOT", root)
+    return root
+
+
+def test_embedded_models_have_names(zoo: Path, tmp_path: Path) -> None:
+    assert zoo_names() == ("base", "sums")
+    assert resolve_model("zoo:sums", None, tmp_path) == zoo / "sums"
+
+
+@pytest.mark.parametrize("name", ["zoo:sum", "zoo:../models/sums", "zoo:"])
+def test_an_unknown_embedded_model(zoo: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(SourceError, match="no embedded model of that name.*sums"):
+        resolve_model(name, None, tmp_path)
+
+
+def test_folders_start_at_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at the working folder; absolute ones stand for themselves, and a folder goes before a hub id."""
+    folder = write_tiny_llama(tmp_path / "docs" / "org" / "model")
+    monkeypatch.chdir(tmp_path)
+
+    assert resolve_model("org/model", None, tmp_path / "docs") == folder
+    assert resolve_model("./org/model", None, tmp_path / "docs").resolve() == folder.resolve()
+    assert resolve_model(str(folder), None, tmp_path) == folder
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./nowhere", "a/b/c", "/none/of/this", "x" * 5000, "a\0b", "~nobody/x"])
+def test_a_word_that_is_nothing(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SourceError, match="no such folder .* not a hub id"):
+        resolve_model(name, None, tmp_path)
+
+
+def test_a_file_is_not_a_model(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(SourceError, match="this is a file; give the folder"):
+        resolve_model("model.safetensors", None, tmp_path)
+
+
+def test_a_folder_has_no_revision(tmp_path: Path) -> None:
+    write_tiny_llama(tmp_path / "m")
+    with pytest.raises(SourceError, match="only a hub id has a revision"):
+        resolve_model("m", "main", tmp_path)
+
+
+def test_a_hub_id_downloads_neither_pickle_nor_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def download(repo_id: str, **options: Any) -> str:
+        seen.update(options, repo_id=repo_id)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+
+    assert resolve_model("org/model", "abc", tmp_path) == tmp_path
+    assert (seen["repo_id"], seen["revision"]) == ("org/model", "abc")
+    names = [
+        "model.safetensors", "config.json", "tokenizer.model", "chat_template.jinja", "pytorch_model.bin",
+        "modeling.py", "tokenizer.py", "original/consolidated.00.pth", "onnx/model.json", "consolidated.safetensors",
+    ]  # fmt: skip
+    kept = list(
+        huggingface_hub.utils.filter_repo_objects(
+            names, allow_patterns=seen["allow_patterns"], ignore_patterns=seen["ignore_patterns"]
+        )
+    )
+    assert kept == names[:4]
+
+
+class TransportError(Exception):
+    """As an HTTP library raises it: of no class that is known here."""
+
+
+def bare(kind: type[Exception]) -> Exception:
+    """Return an error of the hub client without the response that it would carry."""
+    return kind.__new__(kind)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (bare(errors.GatedRepoError), "access is restricted"),
+        (bare(errors.RevisionNotFoundError), "no such revision"),
+        (bare(errors.RepositoryNotFoundError), "check its spelling or log in"),
+        (errors.LocalEntryNotFoundError("x"), "the hub cannot be reached"),
+        (errors.OfflineModeIsEnabled("x"), "the hub cannot be reached"),
+        (TransportError("no route\nto host"), r"cannot be downloaded \(no route\)"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_every_failure_of_the_hub_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, text: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(SourceError, match=f"model 'org/model' at revision 'v1': .*{text}") as caught:
+        resolve_model("org/model", "v1", tmp_path)
+    assert "\n" not in str(caught.value)
