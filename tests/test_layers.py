@@ -25,7 +25,8 @@ LAYERS = [
     {"checkpoints"},
     {"recipe"},
     {"operators"},
-    {"documents", "seeds", "catalog"},
+    {"catalog"},
+    {"documents", "seeds"},
     {"errors"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

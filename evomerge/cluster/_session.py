@@ -85,12 +85,11 @@ def _options() -> dict[str, Any]:
 def _start_local(config: ExecutorConfig) -> None:
     import ray
 
-    if "RAY_AUTH_MODE" not in os.environ:
-        # Any program of this machine could reach the cluster and run code in it, so it asks for a token. Ray
-        # would write that token to the home folder; one in the environment of our own processes is enough.
-        os.environ["RAY_AUTH_MODE"] = "token"
-        if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # Any program of this machine can reach the cluster and would run code in it, so Ray asks for a token, unless
+    # RAY_AUTH_MODE says otherwise. It would write that token to the home folder; one that lives in the environment
+    # of our own processes is enough.
+    if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         with _sigterm_kept(), _loopback_only():
             ray.init(

@@ -10,6 +10,8 @@ from evomerge.cluster.config import ExecutorConfig
 
 STARTS = 3
 """Failed starts in a row after which a slot no longer tries again at once."""
+PROCESS_START_S = 60.0
+"""How long Ray may take to bring up a process once there is room for it, on a busy machine."""
 BACKOFF_S = 60.0
 """Wait after that: the machine may come back while other workers go on."""
 
@@ -53,9 +55,9 @@ class Slot:
         """Note that the scorer is built."""
         self.state, self.failed_starts = "ready", 0
 
-    def start_failed(self, now_s: float) -> None:
-        """Note that a start failed; from the third one on, the next is put off."""
-        self.failed_starts += 1
+    def start_failed(self, now_s: float, *, hung: bool = False) -> None:
+        """Note that a start failed; from the third one on, the next is put off. A hung one is not tried again."""
+        self.failed_starts = max(self.failed_starts + 1, STARTS if hung else 0)
         self.not_before_s = now_s + (BACKOFF_S if self.failed_starts >= STARTS else 0.0)
 
     def end(self) -> None:
@@ -69,10 +71,21 @@ class Slot:
 
     def wakes_s(self, config: ExecutorConfig) -> float | None:
         """Return when somebody must look at the slot even if nothing is heard of it."""
-        if self.state == "ready":
-            return None
-        return self.not_before_s if self.state == "empty" else self.since_s + config.start_timeout_s
+        longest_s = config.start_timeout_s
+        match self.state:
+            case "ready":
+                return None
+            case "empty":
+                return self.not_before_s
+            case "pending":
+                return self.since_s + longest_s + PROCESS_START_S
+            case "starting":
+                return self.since_s + longest_s
+
+    def hung(self, now_s: float, config: ExecutorConfig) -> bool:
+        """Tell whether the scorer is not built although a start may take no longer."""
+        return self.state == "starting" and now_s - self.since_s >= config.start_timeout_s
 
     def starved(self, now_s: float, config: ExecutorConfig) -> bool:
-        """Tell whether the actor has waited for resources for longer than a start may take."""
-        return self.state == "pending" and now_s - self.since_s >= config.start_timeout_s
+        """Tell whether the actor has waited for resources for too long."""
+        return self.state == "pending" and now_s - self.since_s >= config.start_timeout_s + PROCESS_START_S

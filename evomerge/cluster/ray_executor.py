@@ -230,18 +230,22 @@ class RayExecutor:
 
     def _lose(self, slot: Slot, reason: str, *, preempted: bool = False) -> None:
         """End a worker; its job is retried or closed, and the slot gets another worker."""
-        if slot.state == "ready":
-            slot.end()
-            self._events.append(self._leases.lost(slot.name, f"{slot.place} {reason}", preempted=preempted))
+        if slot.state != "ready":
+            self._start_lost(slot, reason, preempted=preempted)
             return
         slot.end()
+        self._events.append(self._leases.lost(slot.name, f"{slot.place} {reason}", preempted=preempted))
+
+    def _start_lost(self, slot: Slot, reason: str, *, preempted: bool = False, hung: bool = False) -> None:
+        """End a worker that did not become ready; the slot gets another one, unless nothing ever works."""
+        slot.end()
         if not preempted:
-            slot.start_failed(time.monotonic())
+            slot.start_failed(time.monotonic(), hung=hung)
         nobody_works = not any(other.state == "ready" for other in self._slots)
         if slot.failed_starts >= STARTS and nobody_works and self._fatal is None:
             self._fatal = EvaluationError(
-                f"{slot.name} failed to start {slot.failed_starts} times on {self._session.place}; the last "
-                f"time: {reason} (its traceback is in Ray's logs, /tmp/ray/session_latest/logs)"
+                f"no worker starts on {self._session.place}; {slot.name}, the last time: {reason} (tracebacks are "
+                "in Ray's logs, /tmp/ray/session_latest/logs)"
             )
 
     def _expire(self, now: float) -> None:
@@ -250,8 +254,8 @@ class RayExecutor:
             slot = next(slot for slot in self._slots if slot.name == lease.worker)
             self._lose(slot, f"gave no answer within {self._config.timeout_s:g} s")
         for slot in self._slots:
-            if slot.state == "starting" and now - slot.since_s >= self._config.start_timeout_s:
-                self._lose(slot, f"was not ready within {self._config.start_timeout_s:g} s")
+            if slot.hung(now, self._config):
+                self._start_lost(slot, f"not ready within {self._config.start_timeout_s:g} s", hung=True)
         if self._fatal is None and all(slot.starved(now, self._config) for slot in self._slots):
             self._fatal = EvaluationError(
                 f"{self._session.place} gave no worker its {self._config.cpus_per_worker:g} CPUs and "

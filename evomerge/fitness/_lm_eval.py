@@ -95,7 +95,7 @@ def compiled_templates() -> Iterator[None]:
     try:
         yield
     finally:
-        del env.from_string  # the class's own method shows again
+        vars(env).pop("from_string", None)  # the class's own method shows again
 
 
 class _Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types

@@ -148,9 +148,7 @@ class OperatorSpec:
             value = settings.get(parameter.name, parameter.default)
             if not parameter.per_source:
                 if isinstance(value, Mapping):
-                    raise RecipeError(
-                        f"method {self.name!r}: parameter {parameter.name!r} takes one value for all"
-                    )
+                    raise RecipeError(f"method {self.name!r}: parameter {parameter.name!r} takes one value for all")
                 resolved[parameter.name] = parameter.check(value, self.name)
             else:
                 resolved[parameter.name] = self._per_source(parameter, value, sources)

@@ -109,9 +109,7 @@ DARE_TIES = OperatorSpec(
         _RANDOM_DENSITY,
         _RESCALE,
         _SUM_SCALE,
-        _normalize(
-            default=False, summary="weighted mean over the sources that agree, not their weighted sum"
-        ),
+        _normalize(default=False, summary="weighted mean over the sources that agree, not their weighted sum"),
         _ZERO_SIGN,
     ),
     base="required",

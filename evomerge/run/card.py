@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge import __version__
-from evomerge.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +46,7 @@ def declared_license(folder: Path) -> str | None:
 
 def model_card(
     name: str,
-    recipe: Recipe,
-    recipe_id: str,
+    recipe_yaml: str,
     *,
     sources: Sequence[SourceFacts],
     lineage: str,
@@ -58,8 +56,7 @@ def model_card(
 
     Args:
         name: what the model is called.
-        recipe: the native recipe.
-        recipe_id: its SHA-256 identity.
+        recipe_yaml: the native recipe, as it lies beside the card.
         sources: every source, in the recipe's order.
         lineage: one or two sentences on how the recipe was found.
         scores: lines of the score table; may be empty.
@@ -79,7 +76,7 @@ def model_card(
         f"A merge of {len(sources)} models, made by evomerge {__version__}. {lineage}",
         _score_table(scores),
         _source_table(sources),
-        f"## Recipe\n\nIdentity `{recipe_id}`. Rebuild with `evomerge merge recipe.yaml OUT`.\n\n```yaml\n{recipe.to_yaml()}```",
+        f"## Recipe\n\nRebuild with `evomerge merge recipe.yaml OUT`.\n\n```yaml\n{recipe_yaml}```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

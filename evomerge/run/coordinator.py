@@ -19,6 +19,7 @@ from typing import Literal, Protocol
 
 from evomerge.cluster.types import Completed, Executor, Failed, Job
 from evomerge.cluster.types import Retried as LostAttempt
+from evomerge.errors import EvaluationError
 from evomerge.fitness.types import Split
 from evomerge.recipe import Recipe
 from evomerge.run.budget import Meter
@@ -36,6 +37,8 @@ POLL_S = 0.5
 """Longest wait for a result before the loop looks at clocks and signals again."""
 MAX_REPEATS = 1000
 """So many proposals in a row that were scored before end a search: its space is exhausted."""
+MAX_FAILED_STARTS = 3
+"""So many failures before anything was scored end a session: the set-up is broken, not the recipes."""
 
 
 class Observer(Protocol):
@@ -100,6 +103,7 @@ class Coordinator:
         self._open: dict[str, _Open] = {}
         self._repeats = 0
         self._draining: str | None = None
+        self._held: list[tuple[_Open, Failed]] | None = [] if not self._state.worker_seconds else None
 
     @property
     def is_draining(self) -> bool:
@@ -215,10 +219,39 @@ class Coordinator:
                 )
                 continue
             del self._open[event.job.key]
-            self._record(self._evaluated(job, event), job.asked)
-            for follower in job.followers:
-                self._record(reused(self._state.evaluations[job.candidate, "search"], follower.id), follower)
+            if isinstance(event, Completed):
+                self._settle_held()
+            elif self._held is not None:
+                self._hold(job, event)
+                continue
+            self._close(job, event)
         self._observer({**self._searcher.status(), **self._executor.status(), "open": len(self._open)})
+
+    def _close(self, job: _Open, event: Completed | Failed) -> None:
+        """Record the outcome of a job, and of the candidates with the same recipe that waited for it."""
+        self._record(self._evaluated(job, event), job.asked)
+        for follower in job.followers:
+            self._record(reused(self._state.evaluations[job.candidate, "search"], follower.id), follower)
+
+    def _hold(self, job: _Open, event: Failed) -> None:
+        """Keep a failure back while nothing has been scored: it may be the set-up's fault, and would then come again.
+
+        Raises:
+            EvaluationError: when too many failed; none of them is journaled, so a mended set-up scores them again.
+        """
+        if self._held is None:
+            return
+        self._held.append((job, event))
+        if len(self._held) >= MAX_FAILED_STARTS or not self._open:
+            raise EvaluationError(
+                f"nothing could be scored: {event.reason}; nothing is lost, mend the cause and resume the run"
+            )
+
+    def _settle_held(self) -> None:
+        """Record the failures that were kept back: something was scored, so they are their recipes' own."""
+        held, self._held = self._held, None
+        for job, event in held or ():
+            self._close(job, event)
 
     def _evaluated(self, job: _Open, event: Completed | Failed) -> Evaluated:
         if isinstance(event, Failed):

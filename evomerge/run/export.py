@@ -155,11 +155,13 @@ def _facts(run: Run, candidate: CandidateId, out: Path, kind: str) -> Json:
 def _build(run: Run, problem: Problem, candidate: CandidateId, out: Path) -> None:
     from evomerge.merging import build, terminal_progress
 
-    card = _card(run, problem, candidate, out.name)
+    card = _card(run, problem, candidate, out)
     build(run.recipe(candidate), out, base_dir=Path.cwd(), card=card, progress=terminal_progress())
 
 
-def _card(run: Run, problem: Problem, candidate: CandidateId, name: str) -> str:
+def _card(run: Run, problem: Problem, candidate: CandidateId, out: Path) -> str:
+    from evomerge.merging import portable_recipe
+
     recipe = run.recipe(candidate)
     asked = run.state.asked.get(candidate) if isinstance(candidate, int) else None
     parents = f" from candidates {', '.join(map(str, asked.parents))}" if asked and asked.parents else ""
@@ -178,7 +180,11 @@ def _card(run: Run, problem: Problem, candidate: CandidateId, name: str) -> str:
         for row in score_rows(run, candidate)
     ]
     return model_card(
-        name, recipe, run.recipe_id(candidate), sources=source_facts(recipe, problem), lineage=lineage, scores=scores
+        out.name,
+        portable_recipe(recipe, Path.cwd(), out, run.recipe_id(candidate)),
+        sources=source_facts(recipe, problem),
+        lineage=lineage,
+        scores=scores,
     )
 
 

@@ -82,11 +82,12 @@ def resume(
     """
     folder = RunFolder.open(path)
     own = folder.config()
+    changed = own
     if config is not None:
         folder.check_config(config)
-        own = own.model_copy(update={key: getattr(config, key) for key in MAY_CHANGE})
-    changed = override(own, overrides)
-    before, after = folder.config().budget.model_dump(), changed.budget.model_dump()
+        changed = own.model_copy(update={key: getattr(config, key) for key in MAY_CHANGE})
+    changed = override(changed, overrides)
+    before, after = own.budget.model_dump(), changed.budget.model_dump()
     named = {text.split("=")[0].strip().removeprefix("budget.") for text in overrides}
     changes = {key: value for key, value in after.items() if key in named or value != before[key]}
     return _work(folder, open_problem(changed), observer, executor, changes)

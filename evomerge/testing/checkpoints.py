@@ -110,7 +110,7 @@ def write_checkpoint(
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     if tokenizer is not None:
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-        kind = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
+        kind = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "eos_token": "</s>"}
         (folder / "tokenizer_config.json").write_text(json.dumps(kind), encoding="utf-8")
     metadata = {"format": "pt"}
     if shards == 1:

@@ -33,9 +33,7 @@ def answers(engine: Engine, prompts: Sequence[str] = PROMPTS) -> list[str]:
     from lm_eval.api.instance import Instance
 
     options = {"until": ["\n\n"], "max_gen_toks": 8, "do_sample": False}
-    requests = [
-        Instance("generate_until", {}, (text, dict(options)), index) for index, text in enumerate(prompts)
-    ]
+    requests = [Instance("generate_until", {}, (text, dict(options)), index) for index, text in enumerate(prompts)]
     return [str(text) for text in engine.lm.generate_until(requests)]
 
 
@@ -57,9 +55,7 @@ class EngineContract:
         """Give a recipe whose merged weights are not finite."""
         raise NotImplementedError("give a recipe that is infeasible")
 
-    def test_a_recipe_loaded_twice_gives_the_same_model(
-        self, engine: Engine, recipes: tuple[Recipe, Recipe]
-    ) -> None:
+    def test_a_recipe_loaded_twice_gives_the_same_model(self, engine: Engine, recipes: tuple[Recipe, Recipe]) -> None:
         """The same likelihoods to the last bit and the same answers, whatever was loaded in between."""
         engine.load(recipes[0])
         first = likelihoods(engine), answers(engine)
@@ -93,9 +89,7 @@ class EngineContract:
         forward, backward = likelihoods(engine), likelihoods(engine, PROMPTS[::-1])
         assert forward == pytest.approx(backward[::-1], rel=1e-4)
         assert all(value < 0 for value in forward)
-        requests = [
-            Instance("loglikelihood_rolling", {}, (text,), index) for index, text in enumerate(PROMPTS)
-        ]
+        requests = [Instance("loglikelihood_rolling", {}, (text,), index) for index, text in enumerate(PROMPTS)]
         rolling = [float(value) for value in engine.lm.loglikelihood_rolling(requests)]
         assert rolling == pytest.approx(forward, rel=1e-4)
         assert all(isinstance(text, str) for text in answers(engine))

@@ -26,7 +26,7 @@ from evomerge.cluster.types import Completed, Event, Executor, Failed, Job, Retr
 from evomerge.errors import SourceError, StateError
 from evomerge.fitness.types import Evaluation, Split
 from evomerge.recipe import Recipe
-from evomerge.testing.scorers import FunctionScorer, closeness, example_recipe, faulty
+from evomerge.testing.scorers import Behaviour, FunctionScorer, closeness, example_recipe, faulty
 
 LONGEST_S = 120.0
 """After so long without an end, a suite gives up."""
@@ -154,7 +154,7 @@ class ExecutorContract(ABC):
 
     def test_what_a_scorer_raises_is_the_affair_of_its_job_alone(self, tmp_path: Path) -> None:
         """Retryable errors are retried up to the limit, others close their job at once; all else is scored."""
-        plan = {1: "raise", 2: "retryable_once", 3: "retryable"}
+        plan: dict[int, Behaviour] = {1: "raise", 2: "retryable_once", 3: "retryable"}
         with self.executor(partial(faulty, tmp_path, plan), attempts=3) as executor:
             for job in jobs(range(5)):
                 executor.submit(job)

@@ -77,9 +77,7 @@ def varied(case: OperatorCase, aliases: Sequence[str], seed: int = 0) -> dict[st
         if parameter.search is None:
             continue
         values = [float(rng.uniform(*parameter.search)) for _ in aliases]
-        settings[parameter.name] = (
-            dict(zip(aliases, values, strict=True)) if parameter.per_source else values[0]
-        )
+        settings[parameter.name] = dict(zip(aliases, values, strict=True)) if parameter.per_source else values[0]
     return {**settings, **case.settings}
 
 
@@ -232,9 +230,7 @@ class OperatorContract:
         weight = settings["weight"]
         kept = dict(weight) if isinstance(weight, Mapping) else dict.fromkeys("abc", weight)
         without = {
-            key: {alias: item for alias, item in value.items() if alias != "b"}
-            if isinstance(value, Mapping)
-            else value
+            key: {alias: item for alias, item in value.items() if alias != "b"} if isinstance(value, Mapping) else value
             for key, value in settings.items()
         }
         ends = [sample.tensors[0], sample.tensors[2]]

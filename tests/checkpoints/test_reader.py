@@ -148,7 +148,7 @@ class TestRefusals:
             open_checkpoint(tmp_path / "none")
 
     def test_no_weights(self, tmp_path: Path) -> None:
-        with pytest.raises(SourceError, match="no weights here; expected model.safetensors"):
+        with pytest.raises(SourceError, match=r"no weights here; expected model\.safetensors"):
             open_checkpoint(tmp_path)
 
     @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "last.ckpt"])
@@ -180,14 +180,14 @@ class TestRefusals:
     def test_a_missing_shard(self, tmp_path: Path) -> None:
         folder = write_tiny_llama(tmp_path / "m", shards=2)
         (folder / "model-00002-of-00002.safetensors").unlink()
-        with pytest.raises(SourceError, match="names the shard model-00002-of-00002.safetensors, which is missing"):
+        with pytest.raises(SourceError, match=r"names the shard model-00002-of-00002\.safetensors, which is missing"):
             open_checkpoint(folder)
 
     def test_an_index_that_names_a_tensor_its_shard_lacks(self, tmp_path: Path) -> None:
         folder = write_tiny_llama(tmp_path / "m", shards=2)
         weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
         edit_json(folder / INDEX, weight_map={**weight_map, "extra": next(iter(weight_map.values()))})
-        with pytest.raises(SourceError, match="'extra' in .* which does not hold it"):
+        with pytest.raises(SourceError, match=r"'extra' in .* which does not hold it"):
             open_checkpoint(folder)
 
     @pytest.mark.parametrize("name", ["../other/model.safetensors", "/etc/x.safetensors", "a\\..\\x.safetensors"])
@@ -215,7 +215,7 @@ class TestRefusals:
     def test_several_files_without_an_index(self, tmp_path: Path) -> None:
         folder = write_tiny_llama(tmp_path / "m", shards=2)
         (folder / INDEX).unlink()
-        with pytest.raises(SourceError, match="2 safetensors files .* but no model.safetensors.index.json"):
+        with pytest.raises(SourceError, match=r"2 safetensors files .* but no model\.safetensors\.index\.json"):
             open_checkpoint(folder)
 
     def test_a_missing_configuration(self, tmp_path: Path) -> None:

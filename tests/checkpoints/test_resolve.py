@@ -28,7 +28,7 @@ def test_embedded_models_have_names(zoo: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["zoo:sum", "zoo:../models/sums", "zoo:"])
 def test_an_unknown_embedded_model(zoo: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(SourceError, match="no embedded model of that name.*sums"):
+    with pytest.raises(SourceError, match=r"no embedded model of that name.*sums"):
         resolve_model(name, None, tmp_path)
 
 
@@ -44,7 +44,7 @@ def test_folders_start_at_the_document(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("name", ["nowhere", "./nowhere", "a/b/c", "/none/of/this", "x" * 5000, "a\0b", "~nobody/x"])
 def test_a_word_that_is_nothing(tmp_path: Path, name: str) -> None:
-    with pytest.raises(SourceError, match="no such folder .* not a hub id"):
+    with pytest.raises(SourceError, match=r"no such folder .* not a hub id"):
         resolve_model(name, None, tmp_path)
 
 

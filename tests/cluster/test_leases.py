@@ -186,9 +186,8 @@ def test_an_exception_crosses_processes_as_data(
 
 
 def test_a_reason_is_one_short_line_that_names_the_place() -> None:
-    try:
+    with pytest.raises(ValueError, match="first") as caught:
         raise ValueError("\n\nfirst\nsecond " + "x" * 1000)
-    except ValueError as error:
-        assert Fault.of(error).reason.startswith("ValueError: first (test_leases.py:")
+    assert Fault.of(caught.value).reason.startswith("ValueError: first (test_leases.py:")
     assert Fault.of(ValueError()).reason == "ValueError"
     assert len(Fault.of(ConfigError("x" * 1000)).reason) == 400

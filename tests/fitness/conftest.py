@@ -139,9 +139,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "output_type": "loglikelihood_rolling",
         "doc_to_text": "",
         "doc_to_target": "{{word}}",
-        "metric_list": [
-            {"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False}
-        ],
+        "metric_list": [{"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False}],
     },
 }
 
@@ -149,9 +147,7 @@ TASKS: dict[str, dict[str, Any]] = {
 def _write_suite(folder: Path, tasks: list[dict[str, Any]], **keys: Any) -> Path:
     path = folder / "suite.yaml"
     splits = {"search": 0.5, "validation": 0.25, "test": 0.25}
-    path.write_text(
-        yaml.safe_dump({"suite": 1, "include": "tasks", "tasks": tasks, "splits": splits, **keys})
-    )
+    path.write_text(yaml.safe_dump({"suite": 1, "include": "tasks", "tasks": tasks, "splits": splits, **keys}))
     return path
 
 

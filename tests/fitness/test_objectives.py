@@ -95,9 +95,7 @@ def test_facts_are_exact() -> None:
 @given(arrays(np.float64, 12, elements=st.floats(-10, 10)), st.permutations(range(12)))
 def test_the_order_of_documents_does_not_matter(values: np.ndarray, order: list[int]) -> None:
     results = [
-        parsed("t.m * 2 + 1").measure(Evaluation(split="search", samples={"t.m": part}, documents={"t": ()}))[
-            0
-        ]
+        parsed("t.m * 2 + 1").measure(Evaluation(split="search", samples={"t.m": part}, documents={"t": ()}))[0]
         for part in (values, values[order])
     ]
     assert results[0].mean == pytest.approx(results[1].mean, abs=1e-12)

@@ -33,9 +33,7 @@ def spec(folder: Path, **keys: Any) -> ScorerSpec:
 def recipe(weight: float) -> Recipe:
     sources = {name: {"model": name} for name in ("base", "one", "two")}
     blend = {"method": "task_arithmetic", "weight": weight}
-    return Recipe.from_mapping(
-        {"recipe": 1, "sources": sources, "base": "base", "dtype": "float32", "blend": blend}
-    )
+    return Recipe.from_mapping({"recipe": 1, "sources": sources, "base": "base", "dtype": "float32", "blend": blend})
 
 
 @pytest.fixture(scope="module")

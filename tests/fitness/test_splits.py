@@ -64,9 +64,7 @@ def test_the_last_document_of_the_interval_has_a_split() -> None:
 
 
 def test_too_few_documents_for_a_split_are_an_error() -> None:
-    with pytest.raises(
-        ConfigError, match=r"task 't': the (search|validation|test) split has [01] of 3 documents"
-    ):
+    with pytest.raises(ConfigError, match=r"task 't': the (search|validation|test) split has [01] of 3 documents"):
         assign("t", [document_hash(document) for document in DOCUMENTS[:3]], SHARES)
 
 

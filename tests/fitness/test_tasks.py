@@ -67,9 +67,7 @@ def test_scores_equal_those_of_simple_evaluate_on_every_sample(
     for task, logged in theirs.items():
         filters = {item["filter"] for item in logged}
         for name in sorted(filters):
-            part = sorted(
-                (item for item in logged if item["filter"] == name), key=lambda item: item["doc_id"]
-            )
+            part = sorted((item for item in logged if item["filter"] == name), key=lambda item: item["doc_id"])
             suffix = f".{name}" if len(filters) > 1 else ""
             for metric in part[0]["metrics"]:
                 if metric in ("perplexity", "bits_per_byte"):
@@ -80,9 +78,7 @@ def test_scores_equal_those_of_simple_evaluate_on_every_sample(
                 compared += 1
     assert compared == 6
     words = sorted(theirs["words"], key=lambda item: item["doc_id"])
-    np.testing.assert_array_equal(
-        ours.samples["words.log_likelihood"], [item["perplexity"] for item in words]
-    )
+    np.testing.assert_array_equal(ours.samples["words.log_likelihood"], [item["perplexity"] for item in words])
     rolling = sorted(theirs["rolling"], key=lambda item: item["doc_id"])
     np.testing.assert_array_equal(
         ours.samples["rolling.log_likelihood"], [item["bits_per_byte"][0] for item in rolling]
@@ -123,9 +119,7 @@ def test_only_means_over_documents_are_samples(search: SplitTasks, lm: Any) -> N
     }
 
 
-def test_the_metrics_known_from_the_files_are_those_that_come(
-    workplace: Path, search: SplitTasks, lm: Any
-) -> None:
+def test_the_metrics_known_from_the_files_are_those_that_come(workplace: Path, search: SplitTasks, lm: Any) -> None:
     known = load_suite(workplace / "suite.yaml").metrics()
     said = {f"{task}.{metric}" for task, metrics in known.items() for metric in metrics or ()}
     assert said == set(search.score(lm, count(lm)).samples)

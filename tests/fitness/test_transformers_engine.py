@@ -140,9 +140,7 @@ def test_a_device_that_is_not_there_is_an_error(workplace: Path, device: str) ->
         start(workplace, EngineConfig(device=device))
 
 
-def test_an_architecture_that_transformers_lacks_is_an_error(
-    tmp_path: Path, write_model: Callable[..., Path]
-) -> None:
+def test_an_architecture_that_transformers_lacks_is_an_error(tmp_path: Path, write_model: Callable[..., Path]) -> None:
     for seed, name in enumerate(("base", "one", "two")):
         folder = write_model(tmp_path / name, seed)
         config = json.loads((folder / "config.json").read_text())

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from evomerge.checkpoints import open_checkpoint
 from evomerge.errors import ConfigError, InfeasibleError, RecipeError, SourceError
 from evomerge.merging import build, materialise, merge, open_sources, plan, terminal_progress
 from evomerge.recipe import Recipe, identity, read_recipe
-from evomerge.testing.checkpoints import write_tiny_llama
+from evomerge.testing.checkpoints import write_checkpoint, write_tiny_llama
 
 Make = Callable[..., Recipe]
 
@@ -199,13 +198,15 @@ class TestAllOrNothing:
         tensors = load_file(file)
         tensors["model.layers.1.input_layernorm.weight"][0] = float("inf")
         save_file(tensors, file)
-        before = sorted(tmp_path.iterdir())
         with pytest.raises(SourceError, match="source 'math'"):
             build(make_recipe(), tmp_path / "out", base_dir=models, progress=terminal_progress(io.StringIO()))
-        with pytest.raises(InfeasibleError):
-            shutil.copytree(models / "ja", models / "math", dirs_exist_ok=True)
-            build(make_recipe({"method": "linear", "weight": 1e30, "normalize": False}, dtype="float16"), tmp_path / "out", base_dir=models)  # fmt: skip
-        assert [path for path in sorted(tmp_path.iterdir()) if path not in before and path.name != "cache"] == []
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["models"]
+
+    def test_an_overflow_in_the_middle_leaves_nothing(self, tmp_path: Path, models: Path, make_recipe: Make) -> None:
+        blend = {"method": "linear", "weight": 1e30, "normalize": False}
+        with pytest.raises(InfeasibleError, match="in float16"):
+            build(make_recipe(blend, dtype="float16"), tmp_path / "out", base_dir=models)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["models"]
 
 
 class TestProgress:
@@ -227,10 +228,8 @@ class TestProgress:
 
 
 _MEASURE = """
-import sys
+import sys, threading
 from pathlib import Path
-import torch
-from evomerge.checkpoints import CheckpointWriter, TensorInfo
 from evomerge.merging import build
 from evomerge.recipe import Recipe
 
@@ -239,38 +238,45 @@ def anonymous_bytes():
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 class Watch:
-    peak = 0
-    def start(self, title, total_bytes): self.before = anonymous_bytes()
-    def advance(self, num_bytes): self.peak = max(self.peak, anonymous_bytes())
-    def finish(self): pass
+    def __init__(self):
+        self.peak, self.over = 0, threading.Event()
+    def start(self, title, total_bytes):
+        self.before = anonymous_bytes()
+        self.thread = threading.Thread(target=self.poll)
+        self.thread.start()
+    def poll(self):
+        while not self.over.wait(0.001):
+            self.peak = max(self.peak, anonymous_bytes())
+    def advance(self, num_bytes): pass
+    def finish(self):
+        self.over.set()
+        self.thread.join()
 
-folder, method = Path(sys.argv[1]), sys.argv[2]
-recipe = Recipe.from_mapping({
-    "recipe": 1, "base": "base", "dtype": "float32",
-    "sources": {name: {"model": name} for name in ("base", "math", "ja")},
-    "blend": {"method": method, "weight": {"math": 0.7, "ja": 0.4}},
-})
-watch = Watch()
-build(recipe, folder / f"out-{method}", base_dir=folder, progress=watch)
-print(watch.peak - watch.before)
+folder = Path(sys.argv[1])
+for method in ("task_arithmetic", "ties"):
+    recipe = Recipe.from_mapping({
+        "recipe": 1, "base": "base", "dtype": "float32",
+        "sources": {name: {"model": name} for name in ("base", "math", "ja")},
+        "blend": {"method": method, "weight": {"math": 0.7, "ja": 0.4}},
+    })
+    watch = Watch()
+    build(recipe, folder / f"out-{method}", base_dir=folder, progress=watch)
+    print(watch.peak - watch.before)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
-    """64 tensors of 4 MiB, three sources: what is allocated at a time is a few tensors, not the model."""
+    """64 tensors of 2 MiB from three sources: what is allocated at a time is a few tensors, not the model."""
     config: dict[str, Any] = {"model_type": "llama", "num_hidden_layers": 64}
     for seed, name in enumerate(("base", "math", "ja")):
-        rng = torch.Generator().manual_seed(seed)
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps(config))
-        tensors = {f"model.layers.{i}.mlp.up_proj.weight": torch.randn(1024, 1024, generator=rng) for i in range(64)}
-        save_file(tensors, tmp_path / name / "model.safetensors")
+        row = torch.randn(512, 1024, generator=torch.Generator().manual_seed(seed))
+        tensors = {f"model.layers.{i}.mlp.up_proj.weight": row.roll(i) for i in range(64)}
+        write_checkpoint(tmp_path / name, config, tensors)
         del tensors
-    tensor = 4 * 1024 * 1024
-    for method in ("task_arithmetic", "ties"):
-        result = subprocess.run(
-            [sys.executable, "-c", _MEASURE, str(tmp_path), method], check=True, capture_output=True, text=True
-        )
-        print(method, int(result.stdout) / tensor)
-        assert int(result.stdout) < 12 * tensor
+    result = subprocess.run([sys.executable, "-c", _MEASURE, str(tmp_path)], check=True, capture_output=True, text=True)
+
+    peaks = [int(line) for line in result.stdout.splitlines()]
+    assert len(peaks) == 2
+    # The kernels' own buffers have a fixed size; 128 MiB are written, 384 MiB are read.
+    assert max(peaks) < 20 * 2 * 1024 * 1024

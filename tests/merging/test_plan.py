@@ -22,7 +22,10 @@ class TestNotBuilt:
         ("keys", "text"),
         [
             (
-                {"sources": {"base": {"model": "base"}, "math": {"model": "math", "adapter": "lora"}}, "blend": {"method": "linear"}},
+                {
+                    "sources": {"base": {"model": "base"}, "math": {"model": "math", "adapter": "lora"}},
+                    "blend": {"method": "linear"},
+                },
                 r"sources\.math\.adapter: .*merge_and_unload",
             ),
             ({"tokenizer": {"union": ["base", "math"]}}, r"tokenizer\.union: .*tokenizer: \{from: ALIAS\}"),
@@ -31,11 +34,11 @@ class TestNotBuilt:
                 r"segments: piecewise blends cannot be built yet",
             ),
             (
-                {"layers": [{"take": TAKE}, {"take": {alias: 1 for alias in TAKE}, "scale": 0.9}]},
+                {"layers": [{"take": TAKE}, {"take": dict.fromkeys(TAKE, 1), "scale": 0.9}]},
                 r"layers\[1\]\.scale: scaled streams",
             ),
         ],
-    )  # fmt: skip
+    )
     def test_known_from_the_recipe(self, models: Path, make_recipe: Make, keys: dict[str, Any], text: str) -> None:
         """Already when the sources are opened, and for a candidate over opened ones."""
         recipe = make_recipe(**keys)

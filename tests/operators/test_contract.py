@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
+from torch import Tensor
+
 from evomerge.operators import get, specs
 from evomerge.operators.kernels.context import Context
 from evomerge.operators.kernels.weighted import task_arithmetic
 from evomerge.operators.metadata import Resolved
 from evomerge.testing.operators import OperatorCase, OperatorContract
-from torch import Tensor
 
 CASES = [
     *(OperatorCase(spec=spec) for spec in specs()),
@@ -46,16 +47,12 @@ class TestBuiltIn(OperatorContract):
         return request.param  # type: ignore[no-any-return]
 
 
-def writes(
-    tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context
-) -> Tensor:
+def writes(tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context) -> Tensor:
     tensors[0].mul_(2)
     return task_arithmetic(tensors, base, params, context)
 
 
-def aliases(
-    tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context
-) -> Tensor:
+def aliases(tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context) -> Tensor:
     return tensors[0]
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from evomerge.operators.kernels.masks import keep_mask, mask_key
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from evomerge.operators.kernels.masks import keep_mask, mask_key
 
 keys = st.integers(0, 2**64 - 1)
 M = 2**64
@@ -50,10 +51,7 @@ def test_density_one_keeps_all_and_zero_none() -> None:
 def test_shards_are_parts_of_the_whole() -> None:
     """Across the width in which masks are made, too."""
     whole = keep_mask(200_000, 7, 0.4)
-    parts = [
-        keep_mask(stop - start, 7, 0.4, offset=start)
-        for start, stop in [(0, 3), (3, 90_001), (90_001, 200_000)]
-    ]
+    parts = [keep_mask(stop - start, 7, 0.4, offset=start) for start, stop in [(0, 3), (3, 90_001), (90_001, 200_000)]]
     assert torch.equal(torch.cat(parts), whole)
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from evomerge.errors import RecipeError
 from evomerge.operators import get, load, names, specs
 from evomerge.operators.reference import markdown
@@ -46,9 +47,7 @@ def test_an_unknown_method_is_refused_with_the_nearest_name() -> None:
         ("slerp", {}, "exactly 1 sources beside the base, got 2"),
     ],
 )
-def test_a_wrong_setting_is_refused_in_one_sentence(
-    method: str, settings: dict[str, float], text: str
-) -> None:
+def test_a_wrong_setting_is_refused_in_one_sentence(method: str, settings: dict[str, float], text: str) -> None:
     with pytest.raises(RecipeError, match=text) as caught:
         get(method).complete(settings, ["math", "code"])
     assert "\n" not in str(caught.value)

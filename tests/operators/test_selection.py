@@ -5,6 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
 from evomerge.operators.kernels.selection import (
     SMALL,
     boundary_bin,
@@ -16,9 +20,6 @@ from evomerge.operators.kernels.selection import (
     row_thresholds,
     stream_threshold,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 floats = hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(width=32, allow_nan=False))
 

@@ -7,19 +7,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
 from evomerge.errors import NotBuiltError
 from evomerge.operators import get, load
 from evomerge.operators.kernels.context import Context
 from evomerge.operators.kernels.masks import keep_mask, mask_key
 from evomerge.operators.kernels.selection import stream_threshold
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 # Multiples of 1/8 and weights of 1/4: votes are exact in float32, so elections cannot differ by rounding.
-stacks = hnp.arrays(
-    np.int64, st.tuples(st.just(3), st.integers(1, 5), st.integers(1, 8)), elements=st.integers(-6, 6)
-)
+stacks = hnp.arrays(np.int64, st.tuples(st.just(3), st.integers(1, 5), st.integers(1, 8)), elements=st.integers(-6, 6))
 weights = st.lists(st.integers(-2, 6).map(lambda value: value / 4), min_size=3, max_size=3)
 densities = st.lists(st.sampled_from([0.1, 0.3, 0.5, 0.75, 1.0]), min_size=3, max_size=3)
 
@@ -179,8 +178,7 @@ class TestTies:
             return stream_threshold(lambda: parts, density)
 
         results = [
-            run("ties", list(part), density=[0.2, 0.4], scope="global", threshold=threshold)
-            for part in (first, second)
+            run("ties", list(part), density=[0.2, 0.4], scope="global", threshold=threshold) for part in (first, second)
         ]
         assert torch.equal(torch.cat(results), expected)
 
@@ -215,9 +213,7 @@ class TestDare:
                 "none": 1.0,
             }[rescale]
             expected += weight[index] * factor * kept
-        actual = run(
-            "dare_linear", [self.tau, self.tau[::-1]], weight=weight, density=density, rescale=rescale
-        )
+        actual = run("dare_linear", [self.tau, self.tau[::-1]], weight=weight, density=density, rescale=rescale)
         assert np.allclose(actual.numpy(), expected, rtol=1e-5, atol=1e-6)
 
     def test_ties_elects_among_dropped_task_vectors(self) -> None:
@@ -242,9 +238,7 @@ class TestDare:
     def test_inverse_keep_is_unbiased_with_the_bernoulli_variance(self) -> None:
         """E[τ'] = τ and Var[τ'] = τ²(1 - ρ)/ρ over 400 seeds, each within 5 standard errors."""
         density, seeds = 0.3, 400
-        draws = np.stack(
-            [run("dare_linear", [self.tau], density=density, seed=s).numpy() for s in range(seeds)]
-        )
+        draws = np.stack([run("dare_linear", [self.tau], density=density, seed=s).numpy() for s in range(seeds)])
         ratio = draws.astype(np.float64) / self.tau
         size = ratio.size
         variance = (1 - density) / density

@@ -7,12 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from evomerge.operators import get, load
-from evomerge.operators.kernels.context import Context
-from evomerge.operators.kernels.spherical import angle, coefficients
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from evomerge.operators import get, load
+from evomerge.operators.kernels.context import Context
+from evomerge.operators.kernels.spherical import angle, coefficients
 
 vectors = hnp.arrays(np.float32, (2, 9), elements=st.floats(-4, 4, width=32))
 

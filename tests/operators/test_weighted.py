@@ -7,22 +7,21 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
 from evomerge.errors import SourceError
 from evomerge.operators import get, load
 from evomerge.operators.kernels.context import Context
 from evomerge.operators.kernels.inputs import normalized
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 finite = st.floats(-4, 4, width=32)
 weights = st.lists(st.floats(-1.5, 1.5), min_size=3, max_size=3)
 stacks = hnp.arrays(np.float32, st.tuples(st.just(4), st.integers(1, 30)), elements=finite)
 
 
-def run(
-    method: str, tensors: Sequence[object], base: object, **params: float | bool | list[float]
-) -> torch.Tensor:
+def run(method: str, tensors: Sequence[object], base: object, **params: float | bool | list[float]) -> torch.Tensor:
     aliases = [f"s{index}" for index in range(len(tensors))]
     used = {
         key: dict(zip(aliases, value, strict=True)) if isinstance(value, list) else value
@@ -44,19 +43,17 @@ def test_linear_is_the_weighted_mean(stack: np.ndarray, weight: list[float], nor
     total = sum(weight) if normalize and abs(sum(weight)) >= 1e-8 else 1.0
     exact = np.tensordot(np.array(weight) / total, stack[1:].astype(np.float64), axes=1)
     size = np.abs(np.array(weight) / total) @ np.abs(stack[1:].astype(np.float64)) + 1e-30
-    actual = run("linear", stack[1:], stack[0], weight=weight, normalize=normalize).numpy()
+    actual = run("linear", list(stack[1:]), stack[0], weight=weight, normalize=normalize).numpy()
     assert (np.abs(actual - exact) <= 1e-6 * size).all()
 
 
 @settings(max_examples=60, deadline=None)
 @given(stack=stacks, weight=weights, scale=st.floats(-1, 2))
-def test_task_arithmetic_adds_scaled_task_vectors(
-    stack: np.ndarray, weight: list[float], scale: float
-) -> None:
+def test_task_arithmetic_adds_scaled_task_vectors(stack: np.ndarray, weight: list[float], scale: float) -> None:
     deltas = (stack[1:] - stack[0]).astype(np.float64)
     exact = stack[0] + scale * np.tensordot(np.array(weight), deltas, axes=1)
     size = np.abs(stack[0]) + abs(scale) * (np.abs(np.array(weight)) @ np.abs(deltas)) + 1e-30
-    actual = run("task_arithmetic", stack[1:], stack[0], weight=weight, scale=scale).numpy()
+    actual = run("task_arithmetic", list(stack[1:]), stack[0], weight=weight, scale=scale).numpy()
     assert (np.abs(actual - exact) <= 1e-6 * size).all()
 
 

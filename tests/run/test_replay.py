@@ -15,7 +15,7 @@ from evomerge.run.replay import ReplayState, replay, space_of, verify
 from evomerge.search import create_searcher
 
 if TYPE_CHECKING:
-    from conftest import Recorder
+    from tests.run.conftest import Recorder
 
 
 def again(recorder: Recorder, events: list[Event]) -> ReplayState:

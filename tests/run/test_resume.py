@@ -77,7 +77,7 @@ def problem_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config(problem_folder: Path) -> RunConfig:
-    return small_search(problem_folder, evaluations=14)
+    return small_search(problem_folder, evaluations=10)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_killed_again_and_again_a_run_still_ends_as_the_undisturbed_one(
 
 def test_nothing_that_was_journaled_is_scored_again(config: RunConfig, tmp_path: Path) -> None:
     path = tmp_path / "run"
-    assert killed_session(path, config, 17, torn=False) == -signal.SIGKILL
+    assert killed_session(path, config, 14, torn=False) == -signal.SIGKILL
     before = {(e.candidate, e.split) for e in read_journal(path / "journal.jsonl") if isinstance(e, Evaluated)}
     scored: list[str] = []
 
@@ -158,7 +158,7 @@ def test_the_same_file_and_seed_give_the_same_run(undisturbed: Path, config: Run
 
 
 def test_another_seed_gives_another_run(undisturbed: Path, problem_folder: Path, tmp_path: Path) -> None:
-    start(small_search(problem_folder, evaluations=14, seed=1), tmp_path / "run", executor=analytic_executor)
+    start(small_search(problem_folder, evaluations=10, seed=1), tmp_path / "run", executor=analytic_executor)
     assert story(tmp_path / "run") != story(undisturbed)
 
 

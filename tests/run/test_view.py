@@ -13,7 +13,7 @@ from evomerge.run.lease import Lease
 from evomerge.run.view import Run, load_run
 
 if TYPE_CHECKING:
-    from conftest import Recorder
+    from tests.run.conftest import Recorder
 
 
 @pytest.fixture

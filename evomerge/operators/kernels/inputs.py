@@ -45,9 +45,7 @@ def flatten_base(base: Tensor | None, like: Tensor, context: Context) -> Tensor:
 
 def _flat(tensor: Tensor, like: Tensor, context: Context) -> Tensor:
     if tensor.dtype != torch.float32:
-        raise SourceError(
-            f"{context.name}: kernels take float32, got {tensor.dtype}; convert the tensor first"
-        )
+        raise SourceError(f"{context.name}: kernels take float32, got {tensor.dtype}; convert the tensor first")
     if tensor.shape != like.shape:
         raise SourceError(
             f"{context.name}: shapes {tuple(like.shape)} and {tuple(tensor.shape)} differ; align them first"
@@ -89,9 +87,7 @@ def active(context: Context, weights: Sequence[float], *others: Sequence[float])
     """
     columns = (context.source_ids, weights, *others)
     keys = list(zip(*columns, strict=True))
-    return sorted(
-        (index for index, weight in enumerate(weights) if weight != 0), key=lambda index: keys[index]
-    )
+    return sorted((index for index, weight in enumerate(weights) if weight != 0), key=lambda index: keys[index])
 
 
 def normalized(weights: Sequence[float]) -> tuple[float, ...]:

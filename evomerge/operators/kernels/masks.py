@@ -37,9 +37,7 @@ def mask_key(seed: int, name: str, source_id: str) -> int:
     return derive(seed, "mask", name, source_id)
 
 
-def keep_mask(
-    numel: int, key: int, density: float, *, offset: int = 0, device: torch.device | None = None
-) -> Tensor:
+def keep_mask(numel: int, key: int, density: float, *, offset: int = 0, device: torch.device | None = None) -> Tensor:
     """Return which of `numel` elements are kept, each with probability `density`.
 
     Args:

@@ -36,9 +36,7 @@ Sparsify = Callable[[int, Tensor, int], Tensor]
 """(source index, span of τ that may be overwritten, where the span starts) to the span of τ̂."""
 
 
-def ties(
-    tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context
-) -> Tensor:
+def ties(tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context) -> Tensor:
     """Return θ_0 + λ·merge(elect(trim(τ_i))) (Yadav et al. 2023, arXiv:2306.01708).
 
     Trim keeps the entries of at least the k-th largest magnitude of the tensor, row or model, k = max(1,

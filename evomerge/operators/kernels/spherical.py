@@ -66,9 +66,7 @@ def coefficients(a: Tensor, b: Tensor, t: float) -> tuple[float, float]:
     return math.sin((1.0 - t) * phi) / math.sin(phi), math.sin(t * phi) / math.sin(phi)
 
 
-def slerp(
-    tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context
-) -> Tensor:
+def slerp(tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context) -> Tensor:
     """Return sin((1-t)φ)/sin φ · a + sin(tφ)/sin φ · b with a the base and b the source (Shoemake 1985).
 
     The angle is that of the flattened tensors; a and b keep their lengths. Deviation from mergekit and
