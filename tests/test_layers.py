@@ -14,7 +14,7 @@ import evomerge
 PACKAGE = Path(evomerge.__file__).parent
 
 LAYERS = [
-    {"cli", "demo", "testing"},
+    {"cli", "demo", "testing", "__main__"},
     {"report"},
     {"run"},
     {"cluster"},

@@ -9,9 +9,7 @@ from evomerge.checkpoints.tokenizers import check_same_tokenizer
 from evomerge.checkpoints.types import ModelSource, TensorInfo
 from evomerge.errors import SourceError
 
-_BUFFER = re.compile(
-    r"(^|[._])(inv_freq|position_ids|masked_bias|running_mean|running_var|num_batches_tracked)$"
-)
+_BUFFER = re.compile(r"(^|[._])(inv_freq|position_ids|masked_bias|running_mean|running_var|num_batches_tracked)$")
 
 
 def is_buffer(name: str, info: TensorInfo) -> bool:
@@ -24,9 +22,7 @@ def parameter_names(model: ModelSource) -> tuple[str, ...]:
     return tuple(name for name in model.names() if not is_buffer(name, model.info(name)))
 
 
-def check_compatible(
-    models: Mapping[str, ModelSource], reference: str, *, same_tokenizer: bool = True
-) -> None:
+def check_compatible(models: Mapping[str, ModelSource], reference: str, *, same_tokenizer: bool = True) -> None:
     """Refuse models that cannot be merged with each other.
 
     Args:

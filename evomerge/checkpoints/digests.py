@@ -20,9 +20,7 @@ from torch import Tensor
 from evomerge.checkpoints.files import DTYPE_NAMES, WeightFile
 from evomerge.checkpoints.types import TensorInfo
 
-_VOLATILE = frozenset(
-    {"transformers_version", "_name_or_path", "name_or_path", "_commit_hash", "torch_dtype", "dtype"}
-)
+_VOLATILE = frozenset({"transformers_version", "_name_or_path", "name_or_path", "_commit_hash", "torch_dtype", "dtype"})
 # A file changed again within the clock's granularity would keep its stamp: do not trust fresh ones.
 _SETTLED_NS = 2_000_000_000
 
@@ -45,9 +43,7 @@ def canonical_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def content_hash(
-    config: Mapping[str, Any], infos: Mapping[str, TensorInfo], digests: Mapping[str, str]
-) -> str:
+def content_hash(config: Mapping[str, Any], infos: Mapping[str, TensorInfo], digests: Mapping[str, str]) -> str:
     """Return the SHA-256 (hex) of a model: its canonical configuration, and every tensor by name.
 
     Sharding, file names and the order in files do not enter.
@@ -57,10 +53,7 @@ def content_hash(
         infos: shape and dtype by tensor name.
         digests: SHA-256 (hex) of each tensor's bytes by name.
     """
-    tensors = [
-        [name, DTYPE_NAMES[infos[name].dtype], list(infos[name].shape), digests[name]]
-        for name in sorted(infos)
-    ]
+    tensors = [[name, DTYPE_NAMES[infos[name].dtype], list(infos[name].shape), digests[name]] for name in sorted(infos)]
     document = {"config": canonical_config(config), "tensors": tensors}
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -78,9 +71,7 @@ def file_digests(file: WeightFile) -> dict[str, str]:
     known = _read(entry, stamp)
     if known is not None and known.keys() == file.infos.keys():
         return known
-    with ThreadPoolExecutor(
-        max_workers=min(8, os.cpu_count() or 1)
-    ) as pool:  # hashing releases the interpreter lock
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter lock
         digests = dict(zip(file.infos, pool.map(lambda name: _digest(file, name), file.infos), strict=True))
     if stamp == _stamp(file.path) and time.time_ns() - stamp["mtime_ns"] > _SETTLED_NS:
         _write(entry, {**stamp, "tensors": digests})

@@ -57,9 +57,7 @@ class WeightFile:
             shapes = {name: (tuple(piece.get_shape()), piece.get_dtype()) for name, piece in slices.items()}
         except (SafetensorError, OSError, ValueError) as error:
             raise SourceError(_unreadable(path, error)) from None
-        self.infos = {
-            name: TensorInfo(shape, _dtype(path, name, kind)) for name, (shape, kind) in shapes.items()
-        }
+        self.infos = {name: TensorInfo(shape, _dtype(path, name, kind)) for name, (shape, kind) in shapes.items()}
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor that is a view of the mapped file.
@@ -91,10 +89,7 @@ def _unreadable(path: Path, error: Exception) -> str:
     if start.startswith(b"version https://git-lfs"):
         return f"{path}: this is a Git LFS pointer, not the weights; fetch them with `git lfs pull`"
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return (
-        f"{path}: not a whole safetensors file ({reason}); it is truncated or corrupt, "
-        f"so copy or download it again"
-    )
+    return f"{path}: not a whole safetensors file ({reason}); it is truncated or corrupt, so copy or download it again"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -175,12 +170,8 @@ def _shard_path(folder: Path, index: Path, file_name: object) -> Path:
         raise SourceError(f"{index}: names the file {file_name!r}; only safetensors files are read")
     pure = PurePosixPath(file_name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in file_name or "\0" in file_name:
-        raise SourceError(
-            f"{index}: names the file {file_name!r}, which lies outside of the checkpoint folder"
-        )
+        raise SourceError(f"{index}: names the file {file_name!r}, which lies outside of the checkpoint folder")
     path = folder / pure
     if not path.exists():
-        raise SourceError(
-            f"{index}: names the shard {file_name}, which is missing; download or copy it again"
-        )
+        raise SourceError(f"{index}: names the shard {file_name}, which is missing; download or copy it again")
     return path

@@ -21,13 +21,9 @@ Module = Literal["attention", "mlp", "other", "embeddings", "head"]
 _BLOCK = re.compile(r"^(?P<stack>(?:.*?\.)?(?:layers|h|blocks|block|layer))\.(?P<index>\d+)\.(?P<rest>.+)$")
 _NORM = re.compile(r"norm|^ln(_|\d|$)")
 _ATTENTION = re.compile(r"attn|attention")
-_MLP = re.compile(
-    r"^(mlp|ffn?|feed_?forward|experts?|shared_experts?|.*moe|fc\d*|dense(relu.*|_.*h)|intermediate)$"
-)
+_MLP = re.compile(r"^(mlp|ffn?|feed_?forward|experts?|shared_experts?|.*moe|fc\d*|dense(relu.*|_.*h)|intermediate)$")
 _EMBEDDING = re.compile(r"^(wte|wpe|shared)$|embed")
-_INPUT_EMBEDDING = re.compile(
-    r"^(embed_tokens|wte|word_embeddings|tok_embeddings|embed_in|shared|embeddings)$"
-)
+_INPUT_EMBEDDING = re.compile(r"^(embed_tokens|wte|word_embeddings|tok_embeddings|embed_in|shared|embeddings)$")
 _HEAD = re.compile(r"^(lm_head|embed_out|output|score|classifier)$|head$")
 _COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
@@ -60,9 +56,7 @@ class Layout:
         (1, 'model.embed_tokens.weight')
     """
 
-    def __init__(
-        self, infos: Mapping[str, TensorInfo], config: Mapping[str, Any], label: str = "model"
-    ) -> None:
+    def __init__(self, infos: Mapping[str, TensorInfo], config: Mapping[str, Any], label: str = "model") -> None:
         """Place every tensor.
 
         Args:
@@ -79,9 +73,7 @@ class Layout:
         """The matrix of input embeddings, of shape (vocabulary, hidden), where one is found."""
         shape = infos[self.embedding].shape if self.embedding else None
         self.vocab_size: int | None = shape[0] if shape else _declared(config, ("vocab_size",))
-        self.hidden_size: int | None = (
-            shape[1] if shape else _declared(config, ("hidden_size", "n_embd", "d_model"))
-        )
+        self.hidden_size: int | None = shape[1] if shape else _declared(config, ("hidden_size", "n_embd", "d_model"))
 
     def place(self, name: str) -> Place:
         """Return where a tensor belongs.
@@ -101,9 +93,7 @@ def _declared(config: Mapping[str, Any], keys: Iterable[str]) -> int | None:
     return None
 
 
-def _main_stack(
-    infos: Mapping[str, TensorInfo], config: Mapping[str, Any], label: str
-) -> tuple[str | None, int]:
+def _main_stack(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], label: str) -> tuple[str | None, int]:
     indices: dict[str, set[int]] = defaultdict(set)
     elements: dict[str, int] = defaultdict(int)
     for name, info in infos.items():
@@ -113,9 +103,7 @@ def _main_stack(
     declared = _declared(config, _COUNT_KEYS)
     if not indices:
         if declared:
-            raise SourceError(
-                f"{label}: config.json declares {declared} layers, but no tensor is named like a layer's"
-            )
+            raise SourceError(f"{label}: config.json declares {declared} layers, but no tensor is named like a layer's")
         return None, 0
     stack = max(indices, key=lambda key: (len(indices[key]) == declared, elements[key], key))
     found = indices[stack]

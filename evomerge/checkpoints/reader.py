@@ -75,9 +75,7 @@ class Checkpoint:
 def _tied(config: Mapping[str, Any], layout: Layout, weights: Mapping[str, WeightFile]) -> dict[str, str]:
     text = config.get("text_config")
     sections = [config, text] if isinstance(text, Mapping) else [config]
-    if layout.embedding is None or not any(
-        section.get("tie_word_embeddings") is True for section in sections
-    ):
+    if layout.embedding is None or not any(section.get("tie_word_embeddings") is True for section in sections):
         return {}
     head = next((name for name in _HEADS if name in weights), _HEADS[0])
     if head in weights:
@@ -131,6 +129,4 @@ def check_finite(source: TensorSource, label: str, names: Iterable[str] | None =
 
 def not_finite_text(label: str, name: str) -> str:
     """Return the sentence about a source's tensor that is not finite."""
-    return (
-        f"source {label!r}: tensor {name!r} has NaN or infinite values; use a sound checkpoint of this model"
-    )
+    return f"source {label!r}: tensor {name!r} has NaN or infinite values; use a sound checkpoint of this model"

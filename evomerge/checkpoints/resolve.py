@@ -63,9 +63,7 @@ def local_folder(model: str, base_dir: Path) -> Path | None:
     if model.startswith(ZOO):
         name = model.removeprefix(ZOO)
         if name not in zoo_names():
-            raise SourceError(
-                f"model {model!r}: no embedded model of that name{did_you_mean(name, zoo_names())}"
-            )
+            raise SourceError(f"model {model!r}: no embedded model of that name{did_you_mean(name, zoo_names())}")
         return _ZOO_ROOT / name
     try:
         path = base_dir / Path(model).expanduser()
@@ -83,9 +81,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
     at = f" at revision {revision!r}" if revision else ""
     try:
         return Path(
-            snapshot_download(
-                repo_id, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED)
-            )
+            snapshot_download(repo_id, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED))
         )
     except errors.GatedRepoError:
         reason = "access is restricted; accept its terms on the hub and log in with `hf auth login`"

@@ -52,14 +52,11 @@ def check_same_tokenizer(alias: str, folder: Path, other_alias: str, other_folde
     if not (ours.exists() and theirs.exists()) or ours.read_bytes() == theirs.read_bytes():
         return
     first, second = read_vocabulary(folder) or {}, read_vocabulary(other_folder) or {}
-    differing = sorted(
-        token for token in first.keys() | second.keys() if first.get(token) != second.get(token)
-    )
+    differing = sorted(token for token in first.keys() | second.keys() if first.get(token) != second.get(token))
     if not differing:
         return
     examples = ", ".join(
-        f"{token!r} ({_id(first.get(token))} against {_id(second.get(token))})"
-        for token in differing[:_SHOWN]
+        f"{token!r} ({_id(first.get(token))} against {_id(second.get(token))})" for token in differing[:_SHOWN]
     )
     more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
     raise SourceError(

@@ -105,9 +105,7 @@ class CheckpointWriter:
                     f"{self._out}: {self.num_bytes:,} bytes of weights do not fit on a disk with "
                     f"{free:,} bytes free; free some space or write elsewhere"
                 )
-            self._folder = Path(
-                tempfile.mkdtemp(prefix=f".{self._out.name}.", suffix=".tmp", dir=self._out.parent)
-            )
+            self._folder = Path(tempfile.mkdtemp(prefix=f".{self._out.name}.", suffix=".tmp", dir=self._out.parent))
             self._folder.chmod(0o777 & ~_umask())
         return self
 
@@ -142,8 +140,7 @@ class CheckpointWriter:
         self._pending.remove(name)
         if tuple(tensor.shape) != info.shape or tensor.dtype != info.dtype:
             raise ValueError(
-                f"tensor {name!r} was planned as {info.shape} {info.dtype}, "
-                f"got {tuple(tensor.shape)} {tensor.dtype}"
+                f"tensor {name!r} was planned as {info.shape} {info.dtype}, got {tuple(tensor.shape)} {tensor.dtype}"
             )
         shard = self._shard_of[name]
         with storage_errors(self._out):
@@ -178,9 +175,7 @@ class CheckpointWriter:
 
     def _commit(self) -> None:
         if self._pending:
-            raise ValueError(
-                f"{len(self._pending)} planned tensors were not written, such as {min(self._pending)!r}"
-            )
+            raise ValueError(f"{len(self._pending)} planned tensors were not written, such as {min(self._pending)!r}")
         if len(self._shards) > 1:
             weight_map = {name: shard.name for shard in self._shards for name in shard.offsets}
             index = {

@@ -7,6 +7,7 @@ import math
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,8 +21,10 @@ from evomerge.errors import ConfigError, EvaluationError
 
 OBJECT_STORE_BYTES = 100_000_000
 """Only recipes and scores pass through Ray: a small store does, and fits the small /dev/shm of a container."""
-PROBE_TIMEOUT_S = 15.0
-"""How long a cluster may take to answer; Ray itself would go on trying for minutes."""
+CONNECT_TIMEOUT_S = 5.0
+"""How long a port may take to accept a connection."""
+PROBE_TIMEOUT_S = 20.0
+"""How long a cluster may take to answer, with the start of Python; Ray itself would go on trying for minutes."""
 
 
 class Session:
@@ -121,30 +124,48 @@ def _join(address: str) -> None:
 
 
 def _probe(address: str) -> None:
-    """Ask for a sign of life in a process of its own: a driver that Ray fails to connect is ended by Ray."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check"]
-    if address != "auto":
-        command += ["--address", address]
-    try:
-        answer = subprocess.run(command, capture_output=True, timeout=PROBE_TIMEOUT_S, check=False)  # noqa: S603
-        alive = answer.returncode == 0
-    except subprocess.TimeoutExpired:
-        alive = False
-    if not alive:
+    """Refuse an address where no cluster answers; Ray would go on trying, and then end the process."""
+    if not (_port_open(address) and _healthy(address)):
         raise ConfigError(
             f"executor.address: no Ray cluster answers at {address!r}; start one with `ray start --head`, "
             "correct the address, or leave it out for a local cluster"
         )
 
 
+def _port_open(address: str) -> bool:
+    """Tell at once whether anything listens at `host:port`; `auto` is left to Ray."""
+    if address == "auto":
+        return True
+    host, port = address.rsplit(":", 1)
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S):
+            return True
+    except (OSError, OverflowError):
+        return False
+
+
+def _healthy(address: str) -> bool:
+    """Ask for a sign of life, in a process of its own that can be given up."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check"]
+    if address != "auto":
+        command += ["--address", address]
+    try:
+        answer = subprocess.run(command, capture_output=True, timeout=PROBE_TIMEOUT_S, check=False)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        return False
+    return answer.returncode == 0
+
+
 @contextlib.contextmanager
 def _sigterm_kept() -> Iterator[None]:
     """Keep the caller's SIGTERM handler: `ray.init` puts its own in its place."""
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    # The system's default would end the process at once; Ray's own, which shuts down in order, is better.
-    if threading.current_thread() is threading.main_thread() and callable(before):
-        signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        # The system's default would end the process at once; Ray's own, which shuts down in order, is better.
+        if threading.current_thread() is threading.main_thread() and callable(before):
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -125,7 +125,8 @@ class RayExecutor:
         """Stop the workers, and the cluster if it is our own; open jobs are dropped. May be called again."""
         if self._closed:
             return
-        self._closed = True
+        self._closed, self._fatal = True, None
+        self._events.clear()
         self._leases.clear()
         with contextlib.suppress(Exception):  # a cluster that is gone has nothing left to close
             import ray

@@ -64,7 +64,7 @@ def exact_match(
     Returns:
         Booleans of shape ``(items,)``.
     """
-    model.eval()
+    model.train(mode=False)
     matches: list[torch.Tensor] = []
     for start in range(0, len(tokens), batch_size):
         target = labels[start : start + batch_size, 1:]

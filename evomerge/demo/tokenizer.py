@@ -11,9 +11,7 @@ if TYPE_CHECKING:
 
 SPECIAL_TOKENS: Final = ("<pad>", "<s>", "</s>", "<unk>")
 PAD, BOS, EOS, UNKNOWN = range(4)
-VOCABULARY: Final[dict[str, int]] = {
-    token: index for index, token in enumerate((*SPECIAL_TOKENS, *CHARACTERS))
-}
+VOCABULARY: Final[dict[str, int]] = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *CHARACTERS))}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -27,7 +25,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     core.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", BOS)]
     )
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=core,
         bos_token=SPECIAL_TOKENS[BOS],
         eos_token=SPECIAL_TOKENS[EOS],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING
 from evomerge import __version__
 from evomerge.errors import StateError
 from evomerge.report import figures
-from evomerge.run.events import CandidateId
+from evomerge.report.labels import number
+from evomerge.report.style import TITLE_PX
+from evomerge.report.tables import front_table, reasons_table, score_table
 from evomerge.run.replay import source_infos
 from evomerge.run.storage import write_atomically
 from evomerge.run.view import Json, Run
@@ -20,13 +23,35 @@ if TYPE_CHECKING:
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b2733; margin: 2rem auto; max-width: 1080px; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-p.lead { color: #52606d; margin-top: 0 }
-table { border-collapse: collapse; font-size: .9rem; display: block; overflow-x: auto }
+h1 { font-size: 1.6rem; margin-bottom: .2rem; overflow-wrap: anywhere }
+h2 { font-size: 1.15rem; margin: 2.4rem 0 .3rem } p { margin: .2rem 0 .8rem } p.lead, p.note { color: #52606d }
+p.note { font-size: .9rem; max-width: 50rem } div.wide { overflow-x: auto }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
 th, td { text-align: right; padding: .3rem .8rem; border-bottom: 1px solid #e4e7eb; white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-tr.best td { background: #e3fafc } pre { background: #f5f7fa; padding: 1rem; overflow-x: auto; font-size: .85rem }
+thead th { white-space: normal; max-width: 13rem; vertical-align: bottom } thead th span { white-space: nowrap }
+th:first-child, td:first-child { text-align: left; padding-left: .5rem } table.words td:first-child { white-space: normal }
+tr.group th { padding-top: 1rem; color: #52606d; font-weight: 600; text-align: left }
+tr.best td { background: #e3fafc; font-weight: 600 }
+pre { background: #f5f7fa; padding: 1rem; overflow-x: auto; font-size: .85rem; max-height: 36rem }
 """
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
+    "form-action 'none'; base-uri 'none'"
+)
+"""The browser itself refuses every request: nothing of the page needs one."""
+# Named one by one: the default set has a button that sends the figure's data to a server.
+_BUTTONS = ["toImage", "zoom2d", "pan2d", "resetScale2d"]
+_PLOTLY = {"displaylogo": False, "responsive": True, "modeBarButtons": [_BUTTONS]}
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """A figure of the page; its heading stands in the page instead of the figure."""
+
+    key: str
+    heading: str
+    note: str
+    figure: Figure
 
 
 def write_report(path: Path, out: Path) -> None:
@@ -36,111 +61,105 @@ def write_report(path: Path, out: Path) -> None:
         StateError: when the run has nothing to show yet, or its journal is broken.
         StorageError: when the disk refuses.
     """
+    page = render_report(Run(path))
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, render_report(Run(path)).encode())
+    write_atomically(out, page.encode())
 
 
 def render_report(run: Run) -> str:
-    """Return the report of a run as HTML.
+    """Return the report of a run as HTML; the same journal gives the same text.
 
     Raises:
         StateError: when no candidate has been scored yet.
     """
     if not run.state.archives or not run.archive().entries:
         raise StateError(f"{run.folder.path}: no candidate has been scored yet, so there is nothing to report")
-    status = run.status()
-    best = run.best()
+    status, best = run.status(), run.best()
     parts = [
         f"<h1>{escape(run.config.name)}</h1>",
-        f'<p class="lead">{escape(_summary(run, status))}</p>',
+        f'<p class="lead">{escape(_summary(run, status, best))}</p>',
         "<h2>Best and references</h2>",
-        _score_table(run, best),
-        *_figures(run, best),
-        f"<h2>The front ({status['front_size']} candidates)</h2>",
-        _front_table(run, best),
+        score_table(run, best),
     ]
     if best is not None:
+        parts += [*_figures(run, best), *_front(run, status, best)]
+    reasons = reasons_table(run)
+    if reasons:
+        parts += ["<h2>Infeasible and failed candidates</h2>", reasons]
+    if best is not None:
         parts += [f"<h2>Recipe of candidate {best}</h2>", f"<pre>{escape(run.recipe(best).to_yaml())}</pre>"]
-    parts.append(f'<p class="lead">Written by evomerge {__version__}.</p>')
-    body = "\n".join(parts)
-    title = escape(run.config.name)
+    parts.append(_note(f"Written by evomerge {__version__}."))
+    return _document(run.config.name, "\n".join(parts))
+
+
+def _document(title: str, body: str) -> str:
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n"
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n"
     )
 
 
-def _summary(run: Run, status: Json) -> str:
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def _summary(run: Run, status: Json, best: int | None) -> str:
     counts = status["evaluations"]
-    return (
-        f"{counts['done']} candidates scored ({counts['infeasible']} infeasible, {counts['failed']} failed), "
-        f"{run.config.search.searcher}, seed {run.config.search.seed}, {status['state']}; "
-        f"best chosen on the {run.selection_split} split; hypervolume {status['hypervolume']:.4f}."
-    )
-
-
-def _figures(run: Run, best: CandidateId | None) -> Iterable[str]:
-    drawn: list[Figure] = [
-        figures.plot_pareto_front(run),
-        figures.plot_optimization_history(run),
-        figures.plot_objective_history(run),
-        figures.plot_hypervolume_history(run),
+    done = counts["done"]
+    parts = [
+        f"{done} scored, {counts['infeasible']} infeasible and {counts['failed']} failed among them",
+        f"{run.config.search.searcher}, seed {run.config.search.seed}, {status['state']}",
     ]
-    started = run.state.started
-    if best is not None and started is not None:
-        title = f"Coefficients of candidate {best}"
-        drawn.append(figures.plot_coefficient_heatmap(run.recipe(best), source_infos(started), title))
-    for index, figure in enumerate(drawn):
-        # The library itself goes into the page once, with the first figure.
-        yield figure.to_html(full_html=False, include_plotlyjs=index == 0, config={"displaylogo": False})
+    if best is None:
+        parts.append("no feasible candidate yet, so there is no front and no best")
+    else:
+        parts.append(f"best: candidate {best}, chosen on the {run.selection_split} split")
+    return "; ".join(parts) + "."
 
 
-def _score_table(run: Run, best: int | None) -> str:
-    """Tell, for each split, what the best candidate and every reference came to."""
-    names = run.state.objectives
-    owners: list[CandidateId] = [*([] if best is None else [best]), *run.state.references]
-    rows = []
-    for owner in owners:
-        for split in ("search", "validation", "test"):
-            event = run.state.evaluations.get((owner, split))
-            if event is None or not event.objectives:
-                continue
-            cells = [_with_error(event.objectives[name], event.stderr.get(name)) for name in names]
-            label = f"candidate {owner} (best)" if isinstance(owner, int) else owner
-            scalar = run.value(owner, split)
-            rows.append((label, split, *cells, "" if scalar is None else f"{scalar:.3f}"))
-    return _table(("", "split", *names, "scalarised"), rows)
+def _front(run: Run, status: Json, best: int) -> list[str]:
+    size, single = status["front_size"], len(run.state.objectives) == 1
+    heading = "The highest" if single else "The front"
+    note = "Search split, the best first; the recipe is told by the first digits of its identity."
+    title = f"<h2>{heading} ({size} candidate{'' if size == 1 else 's'})</h2>"
+    return [title, _note(note), front_table(run, best)]
 
 
-def _front_table(run: Run, best: int | None) -> str:
-    names = run.state.objectives
-    rows, marked = [], set()
-    for index, row in enumerate(run.pareto()):
-        cells = [_with_error(row["objectives"][name]["mean"], row["objectives"][name]["stderr"]) for name in names]
-        validation = run.value(row["id"], "validation")
-        scalar = run.value(row["id"], "search")
-        if row["id"] == best:
-            marked.add(index)
-        rows.append(
-            (
-                str(row["id"]),
-                *cells,
-                "" if scalar is None else f"{scalar:.3f}",
-                "" if validation is None else f"{validation:.3f}",
-                row["recipe_id"][:12],
-            )
+def _sections(run: Run, best: int) -> Iterator[_Section]:
+    several = len(run.state.objectives) > 1
+    if several:
+        note = "Every feasible candidate on the search split; higher is better on every axis."
+        yield _Section("pareto-front", "Pareto front", note, figures.plot_pareto_front(run))
+    note = "Each evaluation's value and the best so far, on the search split."
+    yield _Section("optimization-history", "Optimization history", note, figures.plot_optimization_history(run))
+    # With one objective these would show the same curve again.
+    if several:
+        yield _Section("objective-history", "Each objective", "", figures.plot_objective_history(run))
+        point = ", ".join(number(value) for value in run.archive().reference or ())
+        note = f"What the front dominates above the point ({point}): {number(run.archive().hypervolume())} at the end."
+        yield _Section("hypervolume-history", "Hypervolume history", note, figures.plot_hypervolume_history(run))
+    if run.state.started is not None:
+        heading, recipe = f"Coefficients of candidate {best}", run.recipe(best)
+        figure = figures.plot_coefficient_heatmap(recipe, source_infos(run.state.started), heading)
+        note = (
+            f"{_methods(run, best)}. Each source's share as the recipe has it, before any normalisation or scale. "
+            "Grey: the source takes no part."
         )
-    return _table(("candidate", *names, "scalarised", "on validation", "recipe"), rows, marked)
+        yield _Section("coefficients", heading, note, figure)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], marked: Iterable[int] = ()) -> str:
-    chosen = set(marked)
-    lines = ["<table><tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"]
-    for index, row in enumerate(rows):
-        start = '<tr class="best">' if index in chosen else "<tr>"
-        lines.append(start + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>")
-    return "\n".join([*lines, "</table>"])
+def _methods(run: Run, best: int) -> str:
+    blend = run.recipe(best).blend
+    return f"Method {blend.method}" if blend is not None and blend.method else "Methods as in the recipe below"
 
 
-def _with_error(mean: float, stderr: float | None) -> str:
-    return f"{mean:.3f}" if stderr is None else f"{mean:.3f} ± {stderr:.3f}"
+def _figures(run: Run, best: int) -> Iterator[str]:
+    for index, section in enumerate(_sections(run, best)):
+        yield f"<h2>{escape(section.heading)}</h2>"
+        if section.note:
+            yield _note(section.note)
+        section.figure.update_layout(title=None, margin_t=section.figure.layout.margin.t - TITLE_PX)
+        # The library itself goes into the page once, with the first figure; a fixed id keeps the page's bytes the same.
+        yield section.figure.to_html(full_html=False, include_plotlyjs=index == 0, config=_PLOTLY, div_id=section.key)

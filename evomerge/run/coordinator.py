@@ -291,7 +291,7 @@ class Coordinator:
         if not self._problem.has_split("validation"):
             return
         rule = self._problem.config.search.scalarize
-        recipes: dict[CandidateId, Recipe] = {**self._problem.references()}
+        recipes: dict[CandidateId, Recipe] = {name: recipe for name, recipe in self._problem.references().items()}
         for number in finalists(self._state.archive, rule, self._problem.config.finalists):
             recipes[number] = self._candidates[number].recipe
         waiting = [(who, recipe) for who, recipe in recipes.items() if (who, "validation") not in self._state.evaluations]

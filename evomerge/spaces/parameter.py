@@ -86,7 +86,10 @@ class ParameterSpace:
 
     @property
     def start(self) -> Genome:
-        """The operator's defaults, within the ranges; with several methods, the first one's."""
+        """The operator's defaults within the ranges, and the middle of the range for weights of task vectors.
+
+        With several methods, the first one's.
+        """
         first = next(iter(self._methods))
         genes = [gene.dimension.default if gene.method == first else None for gene in self._genes]
         return (first, *genes) if self._choice() else tuple(genes)
@@ -166,10 +169,13 @@ class ParameterSpace:
         return found
 
     def _default(self, spec: OperatorSpec, parameter: Parameter, dimension: Dimension) -> Value:
-        if spec.base == "ignored" and parameter.name == "weight":
+        if parameter.name != "weight" or dimension.kind != "float":
+            return dimension.default
+        if spec.base == "ignored":
             # The plain average, whether or not the method divides by the sum of the weights.
             return min(dimension.high, max(dimension.low, 1.0 / len(self._blended[spec.name])))
-        return dimension.default
+        # Task vectors at full strength add up to too much; the middle is where Akiba et al. 2025 begin.
+        return dimension.from_unit(0.5)
 
     def _fixed(self, method: str) -> dict[str, Any]:
         genes = self._methods[method]

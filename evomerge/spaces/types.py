@@ -74,7 +74,7 @@ class Space(Protocol):
 
     @property
     def start(self) -> Genome:
-        """The genome where a local search starts: the operator's defaults."""
+        """The genome where a local search starts."""
         ...
 
     def decode(self, genome: Genome) -> Recipe:

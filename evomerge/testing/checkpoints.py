@@ -12,9 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
-def tiny_llama_config(
-    *, layers: int = 2, hidden: int = 16, vocab: int = 32, tied: bool = False
-) -> dict[str, Any]:
+def tiny_llama_config(*, layers: int = 2, hidden: int = 16, vocab: int = 32, tied: bool = False) -> dict[str, Any]:
     """Return the `config.json` of a tiny Llama with two heads, one of them a key-value head."""
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -141,6 +139,4 @@ def write_tiny_llama(
     """
     config = {**tiny_llama_config(**sizes), "dtype": str(dtype).removeprefix("torch.")}
     tensors = tiny_llama_tensors(config, seed, dtype)
-    return write_checkpoint(
-        folder, config, tensors, tokenizer=tiny_tokenizer(config["vocab_size"]), shards=shards
-    )
+    return write_checkpoint(folder, config, tensors, tokenizer=tiny_tokenizer(config["vocab_size"]), shards=shards)

@@ -111,12 +111,12 @@ def test_what_is_neither_searched_nor_named_stays_out_of_the_recipe() -> None:
     }
 
 
-def test_the_start_is_the_operators_default_within_the_range() -> None:
-    assert space().start == (1.0, 1.0)
-    assert space(parameters={"weight": [0, 0.6]}).start == (0.6, 0.6)
+def test_the_start_is_the_operators_default_and_the_middle_of_the_range_for_weights_of_task_vectors() -> None:
+    assert space(parameters={"weight": [0, 1.5]}).start == (0.75, 0.75)
+    assert space(parameters={"weight": [0, 0.6]}).start == (0.3, 0.3)
     assert space(method="linear").start == (1 / 3,) * 3
     assert space(method=["ties", "linear"], parameters={"density": 0.2, "scale": 1}).start == (
-        *("ties", 1.0, 1.0),
+        *("ties", 0.75, 0.75),
         *(None, None, None),
     )
 
