@@ -196,8 +196,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", type=Path, required=True, help="folder of the trained models; kept")
     parser.add_argument("--evaluations", type=int, default=200, help="a search, without the sweep")
     parser.add_argument("--aims", nargs="+", choices=["skills", "cross"], default=["skills", "cross"])
+    parser.add_argument("--threads", type=int, default=1, help="another number rounds sums otherwise: other weights")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
     aims = {"skills": tuple(SKILLS), "cross": tuple(CROSS_DOMAIN)}
     results = []
     for seed in options.seeds:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from evomerge.cli.live import LiveView
 from evomerge.cli.output import INTERRUPTED, print_table, with_error
+from evomerge.errors import ConfigError
 from evomerge.run.coordinator import Ending
 from evomerge.run.export import export_checkpoint, score_rows
 from evomerge.run.load import load_config
@@ -23,10 +25,8 @@ def write_demo_config(path: Path) -> None:
     """Write the demo's search file, to be edited and run.
 
     Raises:
-        FileExistsError: never; an existing file is an error of `ConfigError`.
+        ConfigError: when the file exists.
     """
-    from evomerge.errors import ConfigError
-
     if path.exists():
         raise ConfigError(f"{path}: this exists already; give a file that does not")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,12 +118,14 @@ EXAMPLES = (("a sum", "38+47="), ("sorting in kanji", "<五二九一四は"), ("
 def answers(model: Path, prompts: list[str]) -> list[str]:
     """Return the greedy answers of a checkpoint, loaded by transformers alone."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(model)
-    merged = AutoModelForCausalLM.from_pretrained(model)
+    merged: Any = AutoModelForCausalLM.from_pretrained(model)
     found = []
     for prompt in prompts:
         tokens = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
         output = merged.generate(**tokens, do_sample=False, max_new_tokens=8)
-        found.append(tokenizer.decode(output[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True))
+        found.append(str(tokenizer.decode(output[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)))
     return found

@@ -40,7 +40,7 @@ def save_model(model: PreTrainedModel, folder: Path, *, skill: str | None, seed:
 
     folder.mkdir(parents=True, exist_ok=True)
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-        bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, do_sample=False, max_new_tokens=8
+        bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, do_sample=False
     )
     model.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone

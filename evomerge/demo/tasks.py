@@ -62,7 +62,7 @@ def documents(skill: Skill, count: int, seed: int) -> list[Item]:
     rng = random.Random(f"documents {seed} {skill}")  # noqa: S311  (reproducible, not secret)
     source = skill.items(rng, held_out=True)
     found: dict[str, Item] = {}
-    for _ in range(50 * count):
+    for _ in range(20 * count):
         item = next(source)
         found.setdefault(item.prompt, item)
         if len(found) == count:

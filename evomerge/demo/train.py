@@ -293,8 +293,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="decides every random number")
     parser.add_argument("--out", type=Path, default=default, help="folder to write the models into")
     parser.add_argument("--experts", nargs="*", choices=list(EXPERTS), default=list(EXPERTS))
+    parser.add_argument("--threads", type=int, default=1, help="another number rounds sums otherwise: other weights")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
     train_all(options.seed, options.out, options.experts, progress=not options.quiet)
     sys.stdout.write(f"Wrote base, {', '.join(options.experts)} to {options.out}.\n")
     return 0

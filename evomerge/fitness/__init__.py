@@ -5,7 +5,7 @@ Importing this package imports neither torch nor lm-eval; both come with the fir
 
 from evomerge.fitness.config import EngineConfig, FitnessConfig, SuiteConfig
 from evomerge.fitness.objectives import Objectives, ObjectiveValue
-from evomerge.fitness.scorer import ScorerSpec, create_scorer
+from evomerge.fitness.scorer import ScorerSpec, check_engine, create_scorer
 from evomerge.fitness.suite import Suite, check_fitness, load_suite
 from evomerge.fitness.types import SPLITS, Engine, Evaluation, Scorer, Split
 
@@ -22,6 +22,7 @@ __all__ = [
     "Split",
     "Suite",
     "SuiteConfig",
+    "check_engine",
     "check_fitness",
     "create_scorer",
     "load_suite",

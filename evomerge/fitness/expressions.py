@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from evomerge.errors import ConfigError
 
 MAX_CHARACTERS = 2000
+MAX_DEPTH = 200
+"""Deepest nesting; a plain sum nests once a term."""
 
 _ARITHMETIC: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _COMPARISONS: dict[type[ast.cmpop], str] = {ast.GtE: ">=", ast.LtE: "<=", ast.Gt: ">", ast.Lt: "<"}
@@ -183,8 +185,18 @@ class _Reader:
 
     def __init__(self, text: str) -> None:
         self._text = text
+        self._depth = 0
 
     def expression(self, node: ast.expr) -> Expression:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise ConfigError(f"expression {self._text[:40]!r}...: nested more than {MAX_DEPTH} deep; write it shorter")
+        try:
+            return self._piece(node)
+        finally:
+            self._depth -= 1
+
+    def _piece(self, node: ast.expr) -> Expression:
         if isinstance(node, ast.Constant):
             return self._constant(node)
         if isinstance(node, (ast.Name, ast.Attribute)):

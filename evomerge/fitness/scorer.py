@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evomerge.errors import EvaluationError, EvomergeError, InfeasibleError, NotBuiltError
+from evomerge.errors import ConfigError, EvaluationError, EvomergeError, InfeasibleError, NotBuiltError
 from evomerge.fitness.config import EngineConfig
 from evomerge.fitness.gate import Gate, GateConfig
 from evomerge.fitness.suite import Suite, load_suite
@@ -113,6 +114,19 @@ class ScorerSpec:
         return create_scorer(self)
 
 
+def check_engine(engine: EngineConfig) -> None:
+    """Refuse, before any model is built, an engine that this version does not have.
+
+    Raises:
+        ConfigError: for a device that no machine has; whether the worker's has it, the worker says.
+        NotBuiltError: for `kind: vllm`.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", engine.device):
+        raise ConfigError(f"engine.device: no device {engine.device!r:.60}; expected auto, cpu, cuda or cuda:N")
+    if engine.kind == "vllm":
+        raise NotBuiltError("engine.kind: vllm is not built yet; use `kind: transformers`, on the CPU or one GPU")
+
+
 def create_scorer(spec: ScorerSpec) -> LmEvalScorer:
     """Build engine and scorer.
 
@@ -120,8 +134,7 @@ def create_scorer(spec: ScorerSpec) -> LmEvalScorer:
         NotBuiltError: for an engine that this version does not have.
         EvomergeError: when sources or suite cannot be used.
     """
-    if spec.engine.kind == "vllm":
-        raise NotBuiltError("engine: kind: vllm is not built yet; use `kind: transformers`, on the CPU or one GPU")
+    check_engine(spec.engine)
     from evomerge.fitness.transformers_engine import TransformersEngine
 
     suite = load_suite(spec.suite)

@@ -158,6 +158,8 @@ def _build_model(folder: Path, config: EngineConfig, device: torch.device) -> Pr
             model.generation_config = GenerationConfig.from_pretrained(folder)
         except (OSError, ValueError, json.JSONDecodeError) as error:
             raise SourceError(f"{folder}: generation_config.json cannot be read ({error})") from error
+        # Tasks say how much they generate; transformers would warn at every batch that both are set.
+        model.generation_config.max_new_tokens = None
     model.to(device)  # type: ignore[arg-type]
     model.train(mode=False)
     model.requires_grad_(requires_grad=False)

@@ -53,7 +53,8 @@ def plot_optimization_history(run: Run) -> Figure:
     lines = compared_values(run)
     low, high = pad([value for value in [*values, *(value for _, value in lines)] if value is not None])
     floor = low + 0.02 * (high - low)
-    figure = go.Figure()
+    # The line lies below the points, so that those that raised it can be seen.
+    figure = go.Figure(_best_line(history.best, "best so far"))
     for name, feasible, marker in (
         ("candidate", True, {"color": MUTED, "size": 6}),
         ("infeasible", False, {"color": DARK, "size": 7, "symbol": "x"}),
@@ -71,7 +72,6 @@ def plot_optimization_history(run: Run) -> Figure:
                 mode="markers", name=name, marker=marker, hoverinfo="text", showlegend=bool(chosen),
             )
         )  # fmt: skip
-    figure.add_trace(_best_line(history.best, "best so far"))
     _draw_lines(figure, lines, low, high)
     figure.update_layout(yaxis={"title": {"text": scalar_name(run)}, "range": [low, high]})
     _evaluations_axis(figure, len(entries))
@@ -116,9 +116,9 @@ def plot_objective_history(run: Run) -> Figure:
             mode="markers", name="candidate", marker={"color": MUTED, "size": 5}, hoverinfo="text",
             showlegend=index == 0,
         )  # fmt: skip
-        figure.add_trace(cloud, row=index + 1, col=1)
         line = _best_line(history.best_per_objective[:, index], "best so far", showlegend=index == 0)
         figure.add_trace(line, row=index + 1, col=1)
+        figure.add_trace(cloud, row=index + 1, col=1)
     _evaluations_axis(figure, len(entries))
     figure.update_xaxes(title_text=None)
     figure.update_xaxes(title_text="evaluation", row=len(names), col=1)

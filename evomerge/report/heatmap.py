@@ -100,8 +100,7 @@ def _name_axes(figure: Figure, weights: Weights) -> None:
     figure.update_yaxes(
         tickvals=list(range(len(labels))), ticktext=labels, autorange="reversed", automargin=True, ticklabelstandoff=6
     )
-    figure.for_each_xaxis(lambda axis: axis.update(showgrid=False, zeroline=False))
-    figure.for_each_yaxis(lambda axis: axis.update(showgrid=False, zeroline=False))
+    figure.update_xaxes(showgrid=False, zeroline=False).update_yaxes(showgrid=False, zeroline=False)
     figure.update_layout(plot_bgcolor="#e4e7eb")
 
 

@@ -23,7 +23,7 @@ def plain(text: str) -> str:
 
 def pieces(text: str) -> list[str]:
     """Return text cut where a line may end: after spaces, and after signs and dots, for names have few spaces."""
-    return [piece for piece in re.findall(r"[^\s*/+.)]*[*/+.)]*\s*", text) if piece]
+    return [piece for piece in re.split(r"(?<=\s)(?=\S)|(?<=[*/+)])(?=[^\s*/+)])|(?<=[^\W\d]\.)(?=\S)", text) if piece]
 
 
 def wrapped(text: str, width: int = 26, max_lines: int = 3) -> str:

@@ -29,7 +29,8 @@ p.note { font-size: .9rem; max-width: 50rem } div.wide { overflow-x: auto }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
 th, td { text-align: right; padding: .3rem .8rem; border-bottom: 1px solid #e4e7eb; white-space: nowrap }
 thead th { white-space: normal; max-width: 13rem; vertical-align: bottom } thead th span { white-space: nowrap }
-th:first-child, td:first-child { text-align: left; padding-left: .5rem } table.words td:first-child { white-space: normal }
+th:first-child, td:first-child { text-align: left; padding-left: .5rem }
+table.words td:first-child { white-space: normal }
 tr.group th { padding-top: 1rem; color: #52606d; font-weight: 600; text-align: left }
 tr.best td { background: #e3fafc; font-weight: 600 }
 pre { background: #f5f7fa; padding: 1rem; overflow-x: auto; font-size: .85rem; max-height: 36rem }
@@ -107,9 +108,9 @@ def _note(text: str) -> str:
 
 def _summary(run: Run, status: Json, best: int | None) -> str:
     counts = status["evaluations"]
-    done = counts["done"]
+    scored = _counted(counts["done"])
     parts = [
-        f"{done} scored, {counts['infeasible']} infeasible and {counts['failed']} failed among them",
+        f"{scored} scored, {counts['infeasible']} infeasible and {counts['failed']} failed among them",
         f"{run.config.search.searcher}, seed {run.config.search.seed}, {status['state']}",
     ]
     if best is None:
@@ -119,11 +120,15 @@ def _summary(run: Run, status: Json, best: int | None) -> str:
     return "; ".join(parts) + "."
 
 
+def _counted(count: int) -> str:
+    return f"{count} candidate{'' if count == 1 else 's'}"
+
+
 def _front(run: Run, status: Json, best: int) -> list[str]:
     size, single = status["front_size"], len(run.state.objectives) == 1
     heading = "The highest" if single else "The front"
     note = "Search split, the best first; the recipe is told by the first digits of its identity."
-    title = f"<h2>{heading} ({size} candidate{'' if size == 1 else 's'})</h2>"
+    title = f"<h2>{heading} ({_counted(size)})</h2>"
     return [title, _note(note), front_table(run, best)]
 
 

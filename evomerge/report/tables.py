@@ -104,13 +104,11 @@ def _row(cells: Iterable[str], *, marked: bool = False) -> str:
 
 
 def _breakable(text: str) -> str:
-    return "<wbr>".join(
-        f"<span>{escape(piece.rstrip())}</span>{' ' * (piece != piece.rstrip())}" for piece in pieces(text)
-    )
+    parts = ((piece.rstrip(), " " if piece[-1].isspace() else "") for piece in pieces(text))
+    return "<wbr>".join(f"<span>{escape(word)}</span>{space}" for word, space in parts)
 
 
 def _table(head: Sequence[str], rows: Iterable[str], kind: str = "numbers") -> str:
     first = "<tr>" + "".join(f"<th>{_breakable(cell)}</th>" for cell in head) + "</tr>"
-    return "\n".join(
-        [f'<div class="wide"><table class="{kind}">', f"<thead>{first}</thead><tbody>", *rows, "</tbody></table></div>"]
-    )
+    start = f'<div class="wide"><table class="{kind}"><thead>{first}</thead><tbody>'
+    return "\n".join([start, *rows, "</tbody></table></div>"])

@@ -12,7 +12,6 @@ from evomerge.run.load import load_config, resolve_config
 from evomerge.run.problem import Problem, open_problem
 from evomerge.run.session import ExecutorFactory, default_executor, start
 from evomerge.run.view import Run
-from evomerge.search import create_searcher
 from evomerge.search.types import Candidate, Outcome, Searcher
 from evomerge.spaces import Space
 
@@ -37,7 +36,7 @@ class Search:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self._problem: Problem = open_problem(config)
-        self._searcher: Searcher = create_searcher(config.search, self._problem.space)
+        self._searcher: Searcher = self._problem.searcher()
 
     @classmethod
     def from_file(cls, path: Path | str, overrides: Sequence[str] = ()) -> Search:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge import __version__
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+"""`owner/name`; folders are shown by their last part, and `zoo:` models are not on the hub."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +67,13 @@ def model_card(
     """
     from huggingface_hub import ModelCardData
 
-    licenses = {source.license for source in sources}
+    on_hub = [source.model for source in sources if _HUB_ID.fullmatch(source.model)]
     data = ModelCardData(
         library_name="transformers",
         tags=["merge", "evomerge"],
-        base_model=[source.model for source in sources if "/" in source.model and not source.model.startswith("/")] or None,
-        license=next(iter(licenses)) if len(licenses) == 1 and None not in licenses else "other",
+        base_model=on_hub or None,
+        base_model_relation="merge" if on_hub else None,
+        license=_common_license(sources),
     )
     parts = [
         f"---\n{data.to_yaml()}\n---",
@@ -76,9 +81,17 @@ def model_card(
         f"A merge of {len(sources)} models, made by evomerge {__version__}. {lineage}",
         _score_table(scores),
         _source_table(sources),
-        f"## Recipe\n\nRebuild with `evomerge merge recipe.yaml OUT`.\n\n```yaml\n{recipe_yaml}```",
+        f"## Recipe\n\nRebuild with `evomerge merge recipe.yaml OUT`.\n\n```yaml\n{recipe_yaml.rstrip()}\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _common_license(sources: Sequence[SourceFacts]) -> str | None:
+    """Return the licence of all sources, `other` where they differ, None where one declares none: it is not known."""
+    licenses = {source.license for source in sources}
+    if None in licenses or not licenses:
+        return None
+    return licenses.pop() if len(licenses) == 1 else "other"
 
 
 def _score_table(scores: Sequence[ScoreRow]) -> str:
@@ -90,13 +103,18 @@ def _score_table(scores: Sequence[ScoreRow]) -> str:
         "",
         "Mean ± standard error over the documents of the split.",
         "",
-        f"| model | split | {' | '.join(names)} |",
+        f"| model | split | {' | '.join(map(_escaped, names))} |",
         f"|---|---|{'---|' * len(names)}",
     ]
     for row in scores:
         cells = [_cell(*row.scores[name]) if name in row.scores else "" for name in names]
-        lines.append(f"| {row.name} | {row.split} | {' | '.join(cells)} |")
+        lines.append(f"| {_escaped(row.name)} | {row.split} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    """Return text that Markdown shows as it is in a table."""
+    return re.sub(r"([\\|*_<>\[\]`])", r"\\\1", text)
 
 
 def _cell(mean: float, stderr: float | None) -> str:
@@ -106,7 +124,8 @@ def _cell(mean: float, stderr: float | None) -> str:
 def _source_table(sources: Sequence[SourceFacts]) -> str:
     lines = ["## Sources", "", "| alias | model | licence | content hash |", "|---|---|---|---|"]
     lines += [
-        f"| {source.alias} | {source.model} | {source.license or 'not declared'} | `{source.content_hash[:16]}` |"
+        f"| {_escaped(source.alias)} | {_escaped(source.model)} | {_escaped(source.license or 'not declared')} "
+        f"| `{source.content_hash[:16]}` |"
         for source in sources
     ]
     return "\n".join(lines)

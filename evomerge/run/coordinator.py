@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -77,7 +76,7 @@ class Coordinator:
         scores: the run's score files.
         executor: where scoring runs.
         observer: hears how it goes.
-        clock: monotonic seconds.
+        meter: measures the run against its budget.
     """
 
     def __init__(
@@ -88,8 +87,8 @@ class Coordinator:
         journal: JournalWriter,
         scores: ScoreStore,
         executor: Executor,
+        meter: Meter,
         observer: Observer = unobserved,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._problem = problem
         self._searcher = replayed.searcher
@@ -99,8 +98,9 @@ class Coordinator:
         self._scores = scores
         self._executor = executor
         self._observer = observer
-        self._meter = Meter(problem.config, elapsed_s=self._state.elapsed_s, clock=clock)
+        self._meter = meter
         self._open: dict[str, _Open] = {}
+        self._waiting: list[tuple[str, Recipe, str]] = []
         self._repeats = 0
         self._draining: str | None = None
         self._held: list[tuple[_Open, Failed]] | None = [] if not self._state.worker_seconds else None
@@ -124,8 +124,10 @@ class Coordinator:
         if self._journal.events:
             self._write(Resumed(pid=os.getpid(), host=socket.gethostname(), elapsed_s=self._meter.elapsed_s()))
         self._start_references()
+        self._submit_references()
         for number in self._state.open_ids:
             self._dispatch(self._candidates[number])
+        self._repeats = self._trailing_repeats()
         why = self._search()
         if self._draining is None:
             self._validate()
@@ -145,23 +147,48 @@ class Coordinator:
             if name not in self._state.references:
                 self._write(Reference(name=name, recipe_id=recipe_id, recipe=recipe.to_mapping()))
             if (name, "search") not in self._state.evaluations:
-                self._submit(name, recipe, recipe_id, "search")
+                self._waiting.append((name, recipe, recipe_id))
+
+    def _submit_references(self) -> None:
+        """Give out references while there is room; one that waits here need not be scored before a drain ends."""
+        while self._waiting and self._executor.open_jobs < self._executor.capacity:
+            self._submit(*self._waiting.pop(0), "search")
+
+    def _trailing_repeats(self) -> int:
+        """Return how many of the last proposals in a row were repeats, as the journal has it."""
+        waiting = {follower.id for job in self._open.values() for follower in job.followers}
+        count = 0
+        for number in reversed(self._state.asked):
+            event = self._state.evaluations.get((number, "search"))
+            if number not in waiting and (event is None or event.reused_from is None):
+                break
+            count += 1
+        return count
 
     def _search(self) -> str:
-        """Ask and tell until there is a reason to end; return it."""
+        """Ask and tell until there is a reason to end; return it.
+
+        Raises:
+            EvaluationError: when nothing can be scored.
+        """
         while True:
             why = self._meter.spent(self._state) or self._target_reached() or self._searcher.finished
             if why is None and self._repeats >= MAX_REPEATS:
                 why = f"the last {MAX_REPEATS} proposals had all been scored before"
-            if why is None and self._draining is None:
-                self._refill()
-            elif not self._open:
+            if self._draining is None:
+                self._submit_references()
+                if why is None:
+                    self._refill()
+            if not self._open and (self._draining is not None or why is not None):
                 return why or "drained"
+            if not self._open and self._held:
+                raise self._hopeless()
             self._settle()
 
     def _refill(self) -> None:
         """Ask for as many candidates as can be worked on at once and the budget still allows."""
         in_search = sum(1 for job in self._open.values() if job.asked is not None)
+        in_search += sum(1 for job, _ in self._held or () if job.asked is not None)
         room = min(
             self._executor.capacity - self._executor.open_jobs, self._meter.evaluations_left(self._state) - in_search
         )
@@ -242,10 +269,12 @@ class Coordinator:
         if self._held is None:
             return
         self._held.append((job, event))
-        if len(self._held) >= MAX_FAILED_STARTS or not self._open:
-            raise EvaluationError(
-                f"nothing could be scored: {event.reason}; nothing is lost, mend the cause and resume the run"
-            )
+        if len(self._held) >= MAX_FAILED_STARTS:
+            raise self._hopeless()
+
+    def _hopeless(self) -> EvaluationError:
+        reason = self._held[-1][1].reason if self._held else "no worker answered"
+        return EvaluationError(f"nothing could be scored: {reason}; nothing is lost, mend the cause and resume the run")
 
     def _settle_held(self) -> None:
         """Record the failures that were kept back: something was scored, so they are their recipes' own."""

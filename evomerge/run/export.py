@@ -13,7 +13,7 @@ from evomerge.run.events import CandidateId, Exported
 from evomerge.run.journal import JournalWriter
 from evomerge.run.lease import Lease
 from evomerge.run.outcomes import measured
-from evomerge.run.problem import Problem, open_problem
+from evomerge.run.problem import NO_FOLDER, Problem, open_problem
 from evomerge.run.storage import write_atomically
 from evomerge.run.view import Json, Run
 from evomerge.run.view import measured as as_json
@@ -156,7 +156,7 @@ def _build(run: Run, problem: Problem, candidate: CandidateId, out: Path) -> Non
     from evomerge.merging import build, terminal_progress
 
     card = _card(run, problem, candidate, out)
-    build(run.recipe(candidate), out, base_dir=Path.cwd(), card=card, progress=terminal_progress())
+    build(run.recipe(candidate), out, base_dir=NO_FOLDER, card=card, progress=terminal_progress())
 
 
 def _card(run: Run, problem: Problem, candidate: CandidateId, out: Path) -> str:
@@ -181,7 +181,7 @@ def _card(run: Run, problem: Problem, candidate: CandidateId, out: Path) -> str:
     ]
     return model_card(
         out.name,
-        portable_recipe(recipe, Path.cwd(), out, run.recipe_id(candidate)),
+        portable_recipe(recipe, NO_FOLDER, out, run.recipe_id(candidate)),
         sources=source_facts(recipe, problem),
         lineage=lineage,
         scores=scores,
@@ -196,7 +196,7 @@ def source_facts(recipe: Recipe, problem: Problem) -> list[SourceFacts]:
     for alias, source in recipe.sources.items():
         info = problem.infos[alias]
         if isinstance(source.model, str):
-            folder = resolve_model(source.model, source.revision, Path.cwd())
+            folder = resolve_model(source.model, source.revision, NO_FOLDER)
             shown = Path(source.model).name if Path(source.model).is_absolute() else source.model
             facts.append(SourceFacts(alias, shown, info.content_hash, declared_license(folder)))
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,9 @@ from evomerge.documents import Document, parse_yaml, read_yaml
 from evomerge.errors import ConfigError
 from evomerge.run.config import RunConfig
 from evomerge.spaces import read_space
+
+_NAMES_ELSEWHERE = re.compile(r"zoo:|[\w.-]+/[\w.-]+$")
+"""Embedded models and hub ids: what a model's name may be where there is no such folder."""
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -81,8 +85,19 @@ def _absolute_source(source: Any, base_dir: Path) -> Any:
     if not isinstance(source, Mapping):
         return source
     return {
-        key: str((base_dir / value).resolve())
-        if key in ("model", "adapter") and isinstance(value, str) and (base_dir / value).is_dir()
-        else value
-        for key, value in source.items()
+        key: _absolute_model(value, base_dir) if key in ("model", "adapter") else value for key, value in source.items()
     }
+
+
+def _absolute_model(model: Any, base_dir: Path) -> Any:
+    """Return a model as it is named from any folder: a nested recipe's sources too."""
+    if isinstance(model, Mapping) and isinstance(model.get("sources"), Mapping):
+        inner = {alias: _absolute_source(source, base_dir) for alias, source in model["sources"].items()}
+        return {**model, "sources": inner}
+    if not isinstance(model, str):
+        return model
+    try:
+        path = (base_dir / Path(model).expanduser()).resolve()
+    except (OSError, RuntimeError, ValueError):
+        return model  # a null byte, an unknown user's home: refused where models are opened
+    return str(path) if path.exists() or not _NAMES_ELSEWHERE.match(model) else model

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from evomerge.run.card import declared_license
 from evomerge.run.config import RunConfig
-from evomerge.run.problem import all_sources, open_problem
+from evomerge.run.problem import NO_FOLDER, all_sources, open_problem
 
 
 def preflight(config: RunConfig) -> dict[str, Any]:
@@ -19,12 +18,12 @@ def preflight(config: RunConfig) -> dict[str, Any]:
     from evomerge.checkpoints import resolve_model
     from evomerge.merging import open_sources
 
-    problem = open_problem(config)
-    opened = open_sources(all_sources(config, blend={"method": "linear"}), Path.cwd())
+    problem = open_problem(config, check_weights=True)
+    opened = open_sources(all_sources(config, blend={"method": "linear"}), NO_FOLDER)
     sources = {}
     for alias, source in config.sources.items():
         model = opened.models[alias]
-        local = resolve_model(source.model, source.revision, Path.cwd()) if isinstance(source.model, str) else None
+        local = resolve_model(source.model, source.revision, NO_FOLDER) if isinstance(source.model, str) else None
         sources[alias] = {
             "model": source.model if isinstance(source.model, str) else "a nested recipe",
             "layers": problem.infos[alias].num_layers,

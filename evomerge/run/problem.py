@@ -7,12 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evomerge.catalog import find_document
-from evomerge.fitness import Objectives, ScorerSpec, Split, Suite, check_fitness, load_suite
+from evomerge.fitness import Objectives, ScorerSpec, Split, Suite, check_engine, check_fitness, load_suite
 from evomerge.recipe import Recipe, SourceInfo, identity
 from evomerge.run.config import RunConfig
 from evomerge.run.folder import config_data
 from evomerge.run.replay import space_of
+from evomerge.search import Searcher, create_searcher, scalarize
 from evomerge.spaces import Space
+
+NO_FOLDER = Path(Path.cwd().anchor)
+"""Where relative names of a resolved configuration start: none is a local path, so the working folder must not
+decide what a hub id or a catalogue name means."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,14 @@ class Problem:
     suite: Suite
     scorer: ScorerSpec
     """Builds the scorer inside a worker."""
+
+    def searcher(self) -> Searcher:
+        """Return the searcher, at its start.
+
+        Raises:
+            ConfigError: for an unknown searcher or option.
+        """
+        return create_searcher(self.config.search, self.space)
 
     def identity(self, recipe: Recipe) -> str:
         """Return the SHA-256 identity of a recipe over this search's sources."""
@@ -68,21 +81,28 @@ def all_sources(config: RunConfig, *, blend: Mapping[str, object]) -> Recipe:
     return Recipe.from_mapping({"recipe": 1, **keys, "dtype": config.engine.dtype, "blend": dict(blend)})
 
 
-def open_problem(config: RunConfig) -> Problem:
+def open_problem(config: RunConfig, *, check_weights: bool = False) -> Problem:
     """Open the sources (headers and content hashes, no weights kept) and check that everything fits.
 
+    Args:
+        config: the search file.
+        check_weights: also read every weight once, to refuse NaN and infinity now and not in every candidate.
+
     Raises:
-        ConfigError: a task, metric, parameter or range that does not exist.
+        ConfigError: a task, metric, parameter, range, searcher or option that does not exist.
         SourceError: a source that cannot be read or does not fit the others.
         NotBuiltError: a kind of search that this version cannot run.
     """
+    from evomerge.checkpoints import check_finite, parameter_names
     from evomerge.merging import open_sources
 
-    suite = load_suite(find_document(config.fitness.suite, Path.cwd()))
+    check_engine(config.engine)
+    suite = load_suite(find_document(config.fitness.suite, NO_FOLDER))
     objectives = check_fitness(config.fitness, suite)
-    sources = open_sources(all_sources(config, blend={"method": "linear"}), Path.cwd())
+    scalarize(config.search.scalarize, [0.0] * len(objectives.names))  # refuses a wrong number of weights
+    sources = open_sources(all_sources(config, blend={"method": "linear"}), NO_FOLDER)
     infos = dict(sources.infos)
-    return Problem(
+    problem = Problem(
         config=config,
         space=space_of(config, infos),
         objectives=objectives,
@@ -92,8 +112,13 @@ def open_problem(config: RunConfig) -> Problem:
             sources=config.sources,
             base=config.base,
             suite=suite.path,
-            base_dir=Path.cwd(),
+            base_dir=NO_FOLDER,
             engine=config.engine,
             tokenizer=config.tokenizer,
         ),
     )
+    problem.searcher()  # refuses an unknown searcher or option before anything is written
+    if check_weights:
+        for alias, model in sources.models.items():
+            check_finite(model, alias, parameter_names(model))
+    return problem

@@ -12,16 +12,16 @@ from evomerge.cluster import create_executor
 from evomerge.cluster.types import Executor
 from evomerge.documents import Document
 from evomerge.errors import ConfigError, StateError
+from evomerge.run.budget import Meter
 from evomerge.run.config import RunConfig
 from evomerge.run.coordinator import Coordinator, Ending, Observer, draining_on_signals, unobserved
-from evomerge.run.events import Budget, SourceRecord, Started
+from evomerge.run.events import Budget, Event, SourceRecord, Started
 from evomerge.run.folder import MAY_CHANGE, RunFolder, config_data, config_digest
 from evomerge.run.journal import JournalWriter
 from evomerge.run.lease import Lease
 from evomerge.run.load import apply_overrides
 from evomerge.run.problem import Problem, open_problem
 from evomerge.run.replay import replay
-from evomerge.search import create_searcher
 
 ExecutorFactory = Callable[[Problem], Executor]
 """Where scoring runs; a seam for executors of one's own."""
@@ -53,7 +53,7 @@ def start(
     if (path / "config.yaml").exists():
         RunFolder.open(path).check_config(config)
         raise StateError(f"{path}: this run was started already; continue it with `evomerge resume {path}`")
-    problem = open_problem(config)
+    problem = open_problem(config, check_weights=True)
     folder = RunFolder.create(path, config)
     return _work(folder, problem, observer, executor)
 
@@ -116,9 +116,10 @@ def _work(
 ) -> Result:
     with Lease(folder.path), JournalWriter(folder.journal) as journal:
         events = journal.events or (journal.append(_started(problem)),)
+        _check_sources(folder, events[0], problem)
         replayed = replay(
             events,
-            create_searcher(problem.config.search, problem.space),
+            problem.searcher(),
             identify=problem.identity,
             store=folder.scores,
             scalarize=problem.config.search.scalarize,
@@ -127,16 +128,34 @@ def _work(
             replayed.state.apply(journal.append(Budget(changes=dict(changes))))
         budget = problem.config.budget.model_copy(update=replayed.state.budget_changes)
         problem = problem.with_config(problem.config.model_copy(update={"budget": budget}))
+        meter = Meter(problem.config, elapsed_s=replayed.state.elapsed_s)
         workers = executor(problem)
         try:
             coordinator = Coordinator(
-                problem, replayed, journal=journal, scores=folder.scores, executor=workers, observer=observer
+                problem,
+                replayed,
+                journal=journal,
+                scores=folder.scores,
+                executor=workers,
+                meter=meter,
+                observer=observer,
             )
             with draining_on_signals(coordinator):
                 ending = coordinator.run()
         finally:
             workers.close()
     return Result(folder.path, ending)
+
+
+def _check_sources(folder: RunFolder, started: Event, problem: Problem) -> None:
+    """Refuse sources that are not what they were when the run started: scores of two models would be mixed."""
+    known = started.sources if isinstance(started, Started) else {}
+    for alias, info in problem.infos.items():
+        if alias in known and known[alias].content_hash != info.content_hash:
+            raise StateError(
+                f"{folder.path}: sources.{alias}: the model has changed since the run started (its weights hash to "
+                f"{info.content_hash[:12]}, then {known[alias].content_hash[:12]}); restore it, or start a new run"
+            )
 
 
 def _started(problem: Problem) -> Started:

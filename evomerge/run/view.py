@@ -215,7 +215,6 @@ class Run:
                 _evaluation(event) for (owner, _), event in self._state.evaluations.items() if owner == candidate
             ],
             "parents": [] if asked is None else list(asked.parents),
-            "origin": "reference" if asked is None else asked.origin,
         }
 
     def recipe(self, candidate: CandidateId) -> Recipe:

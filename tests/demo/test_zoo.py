@@ -128,7 +128,7 @@ def test_documents_are_distinct_and_asking_for_too_many_is_an_error() -> None:
 
     assert len(prompts) == len(set(prompts))
     with pytest.raises(ValueError, match="held-out prompts"):
-        documents(SKILLS["sums"], 5000, 0)
+        documents(SKILLS["sums"], 1700, 0)
 
 
 def test_training_is_deterministic_and_leaves_the_global_generator_alone() -> None:
