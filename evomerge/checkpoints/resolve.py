@@ -48,8 +48,9 @@ def resolve_model(model: str, revision: str | None, base_dir: Path) -> Path:
         return folder
     if _HUB_ID.fullmatch(model):
         return _download(model, revision)
+    looked = "" if Path(model).is_absolute() else f" (looked in {base_dir})"
     raise SourceError(
-        f"model {model!r}: no such folder (looked in {base_dir}), and not a hub id `org/name`; "
+        f"model {model!r}: no such folder{looked}, and not a hub id `org/name`; "
         f"embedded models are written `{ZOO}NAME`"
     )
 

@@ -30,7 +30,11 @@ def export(path: Path, out: Path, candidate: str, kind: str, *, as_json: bool) -
         print_json(facts)
         return 0
     rows = [
-        (row["name"], row["split"], *(with_error(value["mean"], value["stderr"]) for value in row["objectives"].values()))
+        (
+            row["name"],
+            row["split"],
+            *(with_error(value["mean"], value["stderr"]) for value in row["objectives"].values()),
+        )
         for row in facts["scores"]
     ]
     if rows:
@@ -52,11 +56,17 @@ def merge(recipe: Path, out: Path, device: str, *, as_json: bool) -> int:
     from evomerge.merging import build, terminal_progress
     from evomerge.recipe import read_recipe
 
-    report = build(read_recipe(recipe), out, base_dir=recipe.resolve().parent, device=device, progress=terminal_progress())
+    report = build(
+        read_recipe(recipe), out, base_dir=recipe.resolve().parent, device=device, progress=terminal_progress()
+    )
     if as_json:
-        print_json({"out": str(out), "recipe_id": report.recipe_id, "tensors": report.num_tensors, "bytes": report.num_bytes})
+        print_json(
+            {"out": str(out), "recipe_id": report.recipe_id, "tensors": report.num_tensors, "bytes": report.num_bytes}
+        )
         return 0
-    click.echo(f"wrote {out}: {report.num_tensors} tensors, {report.num_bytes / 1e6:.1f} MB, recipe {report.recipe_id[:12]}")
+    click.echo(
+        f"wrote {out}: {report.num_tensors} tensors, {report.num_bytes / 1e6:.1f} MB, recipe {report.recipe_id[:12]}"
+    )
     return 0
 
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from evomerge.cli.output import duration
+from evomerge.run.coordinator import DRAINING
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 PLAIN_EVERY_S = 10.0
 """Seconds between two lines where the output is not a terminal."""
+
+_FINISHING = "finishing what is being scored; Ctrl-C again stops at once"
 
 
 class LiveView:
@@ -31,15 +34,14 @@ class LiveView:
         clock: seconds, for the rhythm of plain lines.
     """
 
-    def __init__(
-        self, path: Path, *, plain: bool | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, path: Path, *, plain: bool | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._plain = not sys.stderr.isatty() if plain is None else plain
         self._clock = clock
         self._run: Run | None = None
         self._live: Live | None = None
         self._stack = ExitStack()
+        self._told_draining = False
         self._last_line_s = float("-inf")
         self._last_text = ""
 
@@ -73,6 +75,9 @@ class LiveView:
         if self._live is not None:
             self._live.update(panel(self._run, figures))
             return
+        if DRAINING in figures and not self._told_draining:
+            self._told_draining = True
+            print(f"{figures[DRAINING]}: {_FINISHING}", file=sys.stderr, flush=True)  # noqa: T201
         now = self._clock()
         if last or now - self._last_line_s >= PLAIN_EVERY_S:
             text = line(self._run, figures)
@@ -141,13 +146,15 @@ def panel(run: Run, figures: Mapping[str, float | int | str]) -> RenderableType:
         f"front {status['front_size']}   hypervolume {status['hypervolume']:.4f}   running {counts['running']}",
         *(("   " + text, "yellow") for text in troubles),
     )
-    extra = "   ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in figures.items())
+    extra = "   ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in figures.items() if key != DRAINING)
     parts: list[RenderableType] = [head]
     if budget is not None:
         parts.append(ProgressBar(total=budget, completed=min(counts["done"], budget), width=60))
     parts += [_objective_table(run), foot]
     if extra:
         parts.append(Text(extra, style="dim"))
+    if DRAINING in figures:
+        parts.append(Text(f"{figures[DRAINING]}: {_FINISHING}", style="yellow"))
     return Panel(Group(*parts), title=f"evomerge  {run.config.name}", subtitle=status["state"], expand=False)
 
 

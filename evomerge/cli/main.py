@@ -84,8 +84,11 @@ def run_command(arguments: list[str] | None = None) -> int:
         code = cli.main(args=arguments, prog_name="evomerge", standalone_mode=False)
     except click.exceptions.Exit as stop:
         code = stop.exit_code
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        code = error.exit_code
+    except click.ClickException as error:
+        click.echo(f"error: {_sentence(error)}", err=True)
         code = error.exit_code
     except EvomergeError as error:
         click.echo(f"error: {error}", err=True)
@@ -97,3 +100,11 @@ def run_command(arguments: list[str] | None = None) -> int:
         # The reader of our output went away (for instance `| head`): nothing is wrong with the work.
         sys.stderr.close()
     return code or 0
+
+
+def _sentence(error: click.ClickException) -> str:
+    """Return what is wrong with the words of a command line, and where its help is."""
+    text = error.format_message().rstrip(".")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    where = "" if context is None else f"; see `{context.command_path} --help`"
+    return f"{text[:1].lower()}{text[1:]}{where}"

@@ -43,7 +43,14 @@ def status(path: Path, *, as_json: bool) -> int:
 
 @click.command()
 @_run_argument
-@click.option("--every", "every_s", default=1.0, show_default=True, help="Seconds between two looks.")
+@click.option(
+    "--every",
+    "every_s",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    help="Seconds between two looks.",
+)
 @click.option("--plain", is_flag=True, help="Plain lines instead of the live view.")
 def watch(path: Path, every_s: float, *, plain: bool) -> int:
     """Show RUN live until it stops running (or Ctrl-C); viewing never resumes it."""
@@ -100,12 +107,20 @@ def show(path: Path, candidate: str, *, as_json: bool) -> int:
         print_json(facts)
         return 0
     rows = [
-        (evaluation["split"], evaluation["state"], name, with_error(value["mean"], value["stderr"]), str(value["samples"]))
+        (
+            evaluation["split"],
+            evaluation["state"],
+            name,
+            with_error(value["mean"], value["stderr"]),
+            str(value["samples"]),
+        )
         for evaluation in facts["evaluations"]
         for name, value in evaluation["objectives"].items()
     ]
+    asked = run.state.asked.get(facts["id"])
+    origin = "reference" if asked is None else asked.origin or "searched"
     print_table(
-        f"Candidate {facts['id']} ({facts['origin'] or 'searched'}), recipe {facts['recipe_id'][:12]}",
+        f"Candidate {facts['id']} ({origin}), recipe {facts['recipe_id'][:12]}",
         ("split", "state", "objective", "mean ± s.e.", "documents"),
         rows,
         numbers_from=3,

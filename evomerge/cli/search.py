@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -37,10 +39,12 @@ def demo(out: Path | None, write_config: Path | None, *, plain: bool) -> int:
 @json_option
 def check(config: Path, overrides: tuple[str, ...], *, as_json: bool) -> int:
     """Say everything that can be known before CONFIG's search starts."""
-    from evomerge.run.load import load_config
+    from evomerge.run.load import load_config, located
     from evomerge.run.preflight import preflight
 
-    facts = preflight(load_config(config, overrides))
+    resolved = load_config(config, overrides)
+    with located(config):
+        facts = preflight(resolved)
     if as_json:
         print_json(facts)
         return 0
@@ -48,7 +52,14 @@ def check(config: Path, overrides: tuple[str, ...], *, as_json: bool) -> int:
         "Sources",
         ("alias", "model", "layers", "parameters", "licence", "content hash"),
         (
-            (alias, row["model"], str(row["layers"]), f"{row['parameters']:,}", row["license"] or "-", row["content_hash"][:12])
+            (
+                alias,
+                row["model"],
+                str(row["layers"]),
+                f"{row['parameters']:,}",
+                row["license"] or "-",
+                row["content_hash"][:12],
+            )
             for alias, row in facts["sources"].items()
         ),
         numbers_from=2,
@@ -69,12 +80,12 @@ def check(config: Path, overrides: tuple[str, ...], *, as_json: bool) -> int:
 def run(config: Path, out: Path, overrides: tuple[str, ...], *, continues: bool, plain: bool) -> int:
     """Start the search of CONFIG."""
     from evomerge.cli.live import LiveView
-    from evomerge.run.load import load_config
+    from evomerge.run.load import load_config, located
     from evomerge.run.session import resume as continue_run
     from evomerge.run.session import start
 
     resolved = load_config(config, overrides)
-    with LiveView(out, plain=plain or None) as view:
+    with _resumable(out), located(config), LiveView(out, plain=plain or None) as view:
         if continues and (out / "config.yaml").exists():
             result = continue_run(out, config=resolved, observer=view)
         else:
@@ -91,9 +102,22 @@ def resume(path: Path, overrides: tuple[str, ...], *, plain: bool) -> int:
     from evomerge.cli.live import LiveView
     from evomerge.run.session import resume as continue_run
 
-    with LiveView(path, plain=plain or None) as view:
+    with _resumable(path), LiveView(path, plain=plain or None) as view:
         result = continue_run(path, overrides, observer=view)
     return _say_ending(result.path, result.ending)
+
+
+@contextmanager
+def _resumable(path: Path) -> Iterator[None]:
+    """Let a second Ctrl-C, which stops at once, also say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (path / "config.yaml").exists():
+            click.echo(
+                f"stopped at once; everything journaled is kept. Continue with: evomerge resume {path}", err=True
+            )
+        raise
 
 
 def _say_ending(path: Path, ending: str) -> int:

@@ -75,7 +75,8 @@ def _search(out: Path, *, plain: bool | None) -> Ending:
     with LiveView(out, plain=plain) as view:
         if (out / "config.yaml").exists():
             return resume(out, config=config, observer=view).ending
-        click.echo(f"Searching a merge of {len(config.sources) - 1} experts over {len(config.fitness.objectives)} skills.")
+        num_experts, num_skills = len(config.sources) - 1, len(config.fitness.objectives)
+        click.echo(f"Searching a merge of {num_experts} experts for {num_skills} skills.")
         return start(config, out, observer=view).ending
 
 
@@ -120,7 +121,7 @@ def answers(model: Path, prompts: list[str]) -> list[str]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = AutoTokenizer.from_pretrained(model)
     merged: Any = AutoModelForCausalLM.from_pretrained(model)
     found = []

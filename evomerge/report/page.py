@@ -128,6 +128,8 @@ def _front(run: Run, status: Json, best: int) -> list[str]:
     size, single = status["front_size"], len(run.state.objectives) == 1
     heading = "The highest" if single else "The front"
     note = "Search split, the best first; the recipe is told by the first digits of its identity."
+    if best not in run.archive().front():
+        note += f" Candidate {best}, the best on the {run.selection_split} split, is not among them."
     title = f"<h2>{heading} ({_counted(size)})</h2>"
     return [title, _note(note), front_table(run, best)]
 

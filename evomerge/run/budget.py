@@ -27,9 +27,12 @@ class Meter:
         clock: monotonic seconds.
     """
 
-    def __init__(self, config: RunConfig, *, elapsed_s: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, config: RunConfig, *, elapsed_s: float = 0.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._budget = config.budget
-        self._gpus = config.executor.workers * config.executor.gpus_per_worker
+        workers = 1 if config.executor.kind == "inline" else config.executor.workers
+        self._gpus = workers * config.executor.gpus_per_worker
         self._before_s = elapsed_s
         self._clock = clock
         self._start_s = clock()

@@ -36,6 +36,7 @@ class ScoreRow:
 
 def declared_license(folder: Path) -> str | None:
     """Return the licence that a model folder's README declares in its metadata, or None."""
+    import yaml
     from huggingface_hub import ModelCard
 
     readme = folder / "README.md"
@@ -43,8 +44,10 @@ def declared_license(folder: Path) -> str | None:
         return None
     try:
         declared = ModelCard.load(readme, ignore_metadata_errors=True).data.to_dict().get("license")
-    except (ValueError, OSError):
+    except (ValueError, OSError, yaml.YAMLError):
         return None
+    if isinstance(declared, list):
+        return ", ".join(map(str, declared)) or None
     return str(declared) if declared else None
 
 

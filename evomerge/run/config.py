@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from evomerge.cluster.config import ExecutorConfig
 from evomerge.documents import StrictModel
@@ -61,3 +61,11 @@ class RunConfig(StrictModel):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
             raise ValueError("a name is letters, digits, '.', '_' and '-' alone")
         return name
+
+    @model_validator(mode="after")
+    def _gpu_hours_can_pass(self) -> RunConfig:
+        if self.budget.gpu_hours is not None and self.executor.gpus_per_worker == 0:
+            raise ValueError(
+                "budget.gpu_hours never ends this search: executor.gpus_per_worker is 0; give the workers GPUs"
+            )
+        return self

@@ -36,6 +36,8 @@ POLL_S = 0.5
 """Longest wait for a result before the loop looks at clocks and signals again."""
 MAX_REPEATS = 1000
 """So many proposals in a row that were scored before end a search: its space is exhausted."""
+DRAINING = "draining"
+"""The figure that tells observers why the coordinator drains, while it does."""
 MAX_FAILED_STARTS = 3
 """So many failures before anything was scored end a session: the set-up is broken, not the recipes."""
 
@@ -179,10 +181,12 @@ class Coordinator:
                 self._submit_references()
                 if why is None:
                     self._refill()
-            if not self._open and (self._draining is not None or why is not None):
+            if not self._open and self._draining is not None:
                 return why or "drained"
             if not self._open and self._held:
                 raise self._hopeless()
+            if not self._open and why is not None:
+                return why
             self._settle()
 
     def _refill(self) -> None:
@@ -252,7 +256,8 @@ class Coordinator:
                 self._hold(job, event)
                 continue
             self._close(job, event)
-        self._observer({**self._searcher.status(), **self._executor.status(), "open": len(self._open)})
+        figures = {**self._searcher.status(), **self._executor.status(), "open": len(self._open)}
+        self._observer(figures if self._draining is None else {**figures, DRAINING: self._draining})
 
     def _close(self, job: _Open, event: Completed | Failed) -> None:
         """Record the outcome of a job, and of the candidates with the same recipe that waited for it."""
@@ -320,10 +325,12 @@ class Coordinator:
         if not self._problem.has_split("validation"):
             return
         rule = self._problem.config.search.scalarize
-        recipes: dict[CandidateId, Recipe] = {name: recipe for name, recipe in self._problem.references().items()}
+        recipes: dict[CandidateId, Recipe] = dict(self._problem.references().items())
         for number in finalists(self._state.archive, rule, self._problem.config.finalists):
             recipes[number] = self._candidates[number].recipe
-        waiting = [(who, recipe) for who, recipe in recipes.items() if (who, "validation") not in self._state.evaluations]
+        waiting = [
+            (who, recipe) for who, recipe in recipes.items() if (who, "validation") not in self._state.evaluations
+        ]
         while self._open or (waiting and self._draining is None):
             while waiting and self._draining is None and len(self._open) < self._executor.capacity:
                 who, recipe = waiting.pop(0)

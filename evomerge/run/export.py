@@ -202,5 +202,3 @@ def source_facts(recipe: Recipe, problem: Problem) -> list[SourceFacts]:
         else:
             facts.append(SourceFacts(alias, "a nested recipe", info.content_hash, None))
     return facts
-
-

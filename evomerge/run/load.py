@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evomerge.catalog import FOLDERS, catalog_root, find_document
-from evomerge.documents import Document, parse_yaml, read_yaml
-from evomerge.errors import ConfigError
+from evomerge.documents import Document, Key, parse_yaml, read_yaml
+from evomerge.errors import ConfigError, NotBuiltError
 from evomerge.run.config import RunConfig
 from evomerge.spaces import read_space
 
 _NAMES_ELSEWHERE = re.compile(r"zoo:|[\w.-]+/[\w.-]+$")
 """Embedded models and hub ids: what a model's name may be where there is no such folder."""
+
+_KEY_PATH = re.compile(r"([a-z_]+(?:\.[\w-]+)*): (?:([\w-]+): )?")
+"""How an error about a key begins: `search.searcher: `, `search.options: population: `."""
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -33,6 +37,34 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: with file, line and key path of the first fault.
     """
     return resolve_config(read_yaml(path), path.resolve().parent, overrides)
+
+
+@contextmanager
+def located(path: Path) -> Iterator[None]:
+    """Let errors that begin with a key of the search file name file and line too.
+
+    What only shows once sources and methods are known (a parameter that a method does not have, an option of a
+    searcher) is checked after the file was read; such an error begins with the key's path.
+    """
+    try:
+        yield
+    except (ConfigError, NotBuiltError) as error:
+        line = _line_of_key(path, str(error))
+        if line is None:
+            raise
+        raise type(error)(f"{path}:{line}: {error}") from None
+
+
+def _line_of_key(path: Path, text: str) -> int | None:
+    """Return the line of the key whose path a text begins with, or the line of what should hold it."""
+    found = _KEY_PATH.match(text)
+    if found is None:
+        return None
+    lines = read_yaml(path).lines
+    keys: Key = tuple(key for part in found.groups("") for key in part.split(".") if key)
+    while keys and keys not in lines:
+        keys = keys[:-1]
+    return lines[keys] if keys else None
 
 
 def resolve_config(document: Document, base_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:

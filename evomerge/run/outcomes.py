@@ -56,5 +56,11 @@ def measured(
 
 def reused(known: Evaluated, candidate: int) -> Evaluated:
     """Return the event of a candidate whose recipe was scored before: the same outcome, at no cost."""
-    update: dict[str, object] = {"candidate": candidate, "reused_from": known.candidate, "attempt": 0, "worker": None, "seconds": {}}
+    update: dict[str, object] = {
+        "candidate": candidate,
+        "reused_from": known.candidate,
+        "attempt": 0,
+        "worker": None,
+        "seconds": {},
+    }
     return known.model_copy(update={**update, "seq": 0, "time": ""})

@@ -101,7 +101,9 @@ def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """
     for text in overrides:
         if text.split(".")[0].strip() not in MAY_CHANGE:
-            raise ConfigError(f"--set {text}: a run continues with its own {text.split('.')[0]}; only budget and executor may change")
+            raise ConfigError(
+                f"--set {text}: a run continues with its own {text.split('.')[0]}; only budget and executor may change"
+            )
     data = config_data(config)
     apply_overrides(data, overrides)
     return Document(data=data, name="--set", lines={}).parse(RunConfig)

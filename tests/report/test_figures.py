@@ -89,8 +89,8 @@ def test_the_optimization_history_shows_the_best_so_far_of_the_feasible_candidat
     found = [np.mean(entry.objectives) if entry.feasible else -np.inf for entry in entries]
     expected = [(order, best) for order, best in enumerate(accumulate(found, max), start=1) if np.isfinite(best)]
     [line], [cloud] = traces(figure, "best so far"), traces(figure, "candidate")
-    assert points(line) == pytest.approx(expected)
-    assert points(cloud) == pytest.approx([(at, value) for at, value in enumerate(found, 1) if np.isfinite(value)])
+    assert dict(points(line)) == pytest.approx(dict(expected))
+    assert dict(points(cloud)) == pytest.approx({at: value for at, value in enumerate(found, 1) if np.isfinite(value)})
 
 
 def test_infeasible_candidates_are_set_apart_whether_they_were_measured_or_not(make_run: MakeRun) -> None:
@@ -142,16 +142,14 @@ def test_figures_of_a_run_without_a_feasible_candidate_are_empty_and_do_not_fail
     assert set(plot_hypervolume_history(run).data[0].y) == {0.0}
 
 
-def table(
-    recipe: Recipe, infos: dict[str, SourceInfo] = INFOS
-) -> tuple[list[str], list[str], list[list[float | None]]]:
+Table = tuple[list[str], list[str], list[list[float | None]]]
+
+
+def table(recipe: Recipe, infos: dict[str, SourceInfo] = INFOS) -> Table:
     """Returns the rows' labels, the columns' labels and the values of a heatmap."""
     figure = plot_coefficient_heatmap(recipe, infos, "weights")
-    return (
-        list(figure.layout.yaxis.ticktext),
-        list(figure.layout.xaxis.ticktext),
-        [list(row) for row in figure.data[0].z],
-    )
+    rows, columns = (list(axis.ticktext) for axis in (figure.layout.yaxis, figure.layout.xaxis))
+    return rows, columns, [list(row) for row in figure.data[0].z]
 
 
 def recipe(**keys: Any) -> Recipe:

@@ -44,7 +44,9 @@ def test_the_hub_reads_the_cards_metadata() -> None:
 
 
 def test_only_models_of_the_hub_are_named_as_base_models() -> None:
-    text = card(*(source(f"s{place}", model) for place, model in enumerate(("zoo:base", "./a/b", "folder", "/tmp/x"))))
+    text = card(
+        *(source(f"s{place}", model) for place, model in enumerate(("zoo:base", "./a/b", "folder", "/models/x")))
+    )
     assert not metadata(text).keys() & {"base_model", "base_model_relation"}
     assert cells(text, "s0")[1] == "zoo:base"
 
@@ -105,6 +107,7 @@ def test_the_recipe_in_the_card_is_the_recipe(recipe: str) -> None:
         ("---\nlicense: mit\n---\n# A model\n", "mit"),
         ("# A model without metadata\n", None),
         ("---\nlicense: [broken\n---\n", None),
+        ("---\nlicense: [mit, apache-2.0]\n---\n", "mit, apache-2.0"),
         ("", None),
         (None, None),
     ],
