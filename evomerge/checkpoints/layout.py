@@ -25,7 +25,7 @@ _MLP = re.compile(r"^(mlp|ffn?|feed_?forward|experts?|shared_experts?|.*moe|fc\d
 _EMBEDDING = re.compile(r"^(wte|wpe|shared)$|embed")
 _INPUT_EMBEDDING = re.compile(r"^(embed_tokens|wte|word_embeddings|tok_embeddings|embed_in|shared|embeddings)$")
 _HEAD = re.compile(r"^(lm_head|embed_out|output|score|classifier)$|head$")
-_COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,10 @@ class Layout:
         Raises:
             SourceError: when layers are missing.
         """
-        stack, self.num_layers = _main_stack(infos, config, label)
-        self._places = {name: _place(name, stack) for name in infos}
+        self.stack, self.num_layers = _main_stack(infos, config, label)
+        """What the names of the layers' tensors begin with (`model.layers`); None where there are no layers."""
+        self._places = {name: _place(name, self.stack) for name in infos}
+        self._by_layer: dict[int, tuple[str, ...]] | None = None
         self.embedding: str | None = _input_embedding(infos, self._places)
         """The matrix of input embeddings, of shape (vocabulary, hidden), where one is found."""
         shape = infos[self.embedding].shape if self.embedding else None
@@ -82,6 +84,24 @@ class Layout:
             KeyError: when the model has no such tensor.
         """
         return self._places[name]
+
+    def parts(self, layer: int) -> tuple[str, ...]:
+        """Return the names of a layer's tensors within it (`mlp.up_proj.weight`), in the order of the model's names.
+
+        Args:
+            layer: from 0 to below `num_layers`.
+        """
+        if self._by_layer is None:
+            found: dict[int, list[str]] = defaultdict(list)
+            for name, place in self._places.items():
+                if place.layer is not None:
+                    found[place.layer].append(name[len(f"{self.stack}.{place.layer}.") :])
+            self._by_layer = {index: tuple(parts) for index, parts in found.items()}
+        return self._by_layer[layer]
+
+    def full_name(self, layer: int, part: str) -> str:
+        """Return the name of a layer's tensor, whether or not the model has such a layer."""
+        return f"{self.stack}.{layer}.{part}"
 
 
 def _declared(config: Mapping[str, Any], keys: Iterable[str]) -> int | None:
@@ -100,7 +120,7 @@ def _main_stack(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], labe
         if match := _BLOCK.match(name):
             indices[match["stack"]].add(int(match["index"]))
             elements[match["stack"]] += info.num_elements
-    declared = _declared(config, _COUNT_KEYS)
+    declared = _declared(config, COUNT_KEYS)
     if not indices:
         if declared:
             raise SourceError(f"{label}: config.json declares {declared} layers, but no tensor is named like a layer's")

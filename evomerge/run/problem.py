@@ -12,7 +12,7 @@ from evomerge.recipe import Recipe, SourceInfo, identity
 from evomerge.run.config import RunConfig
 from evomerge.run.folder import config_data
 from evomerge.run.replay import space_of
-from evomerge.search import Searcher, create_searcher, scalarize
+from evomerge.search import Archive, Searcher, create_searcher
 from evomerge.spaces import Space
 
 NO_FOLDER = Path(Path.cwd().anchor)
@@ -99,7 +99,9 @@ def open_problem(config: RunConfig, *, check_weights: bool = False) -> Problem:
     check_engine(config.engine)
     suite = load_suite(find_document(config.fitness.suite, NO_FOLDER))
     objectives = check_fitness(config.fitness, suite)
-    scalarize(config.search.scalarize, [0.0] * len(objectives.names))  # refuses a wrong number of weights
+    Archive(
+        objectives.names, scalarize=config.search.scalarize
+    )  # refuses too many objectives, a wrong number of weights
     sources = open_sources(all_sources(config, blend={"method": "linear"}), NO_FOLDER)
     infos = dict(sources.infos)
     problem = Problem(

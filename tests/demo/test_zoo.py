@@ -46,7 +46,9 @@ def test_each_folder_loads_alone_with_plain_transformers(name: str) -> None:
 
     assert model.dtype == torch.float32
     assert len(tokenizer) == model.config.vocab_size
-    output = model.generate(**tokenizer(["37+48=", "<五二九一四は"], padding=True, return_tensors="pt"))
+    output = model.generate(
+        **tokenizer(["37+48=", "<五二九一四は"], padding=True, return_tensors="pt"), max_new_tokens=8
+    )
     assert output.shape[0] == 2
 
 
@@ -157,7 +159,7 @@ def test_one_pass_scores_as_greedy_generation_does() -> None:
     for task in TASKS:
         items = as_items(task)[:60]
         inputs = tokenizer([item.prompt for item in items], padding=True, return_tensors="pt")
-        output = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+        output = model.generate(**inputs, max_new_tokens=8)[:, inputs["input_ids"].shape[1] :]
         texts = tokenizer.batch_decode(output, skip_special_tokens=True)
         generated = [text == item.answer for text, item in zip(texts, items, strict=True)]
         assert exact_match(model, *encode(items)).tolist() == generated
