@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from evomerge.checkpoints.assets import copy_assets, output_config
-from evomerge.checkpoints.compatible import check_compatible, is_buffer, parameter_names
+from evomerge.checkpoints.blocks import FAMILIES, Blocks, Role
+from evomerge.checkpoints.compatible import (
+    check_compatible,
+    check_layers_fit,
+    is_buffer,
+    layer_shapes,
+    parameter_names,
+)
+from evomerge.checkpoints.depth import LayerKinds, layer_kinds, routed_config
 from evomerge.checkpoints.layout import Layout, Module, Place
 from evomerge.checkpoints.reader import Checkpoint, check_finite, is_finite, not_finite_text, open_checkpoint
 from evomerge.checkpoints.resolve import local_folder, resolve_model, zoo_names
@@ -13,20 +21,27 @@ from evomerge.checkpoints.writer import DEFAULT_SHARD_BYTES, CheckpointWriter, c
 
 __all__ = [
     "DEFAULT_SHARD_BYTES",
+    "FAMILIES",
+    "Blocks",
     "Checkpoint",
     "CheckpointWriter",
+    "LayerKinds",
     "Layout",
     "ModelSource",
     "Module",
     "Place",
+    "Role",
     "TensorInfo",
     "TensorSource",
     "check_compatible",
     "check_finite",
     "check_free",
+    "check_layers_fit",
     "copy_assets",
     "is_buffer",
     "is_finite",
+    "layer_kinds",
+    "layer_shapes",
     "local_folder",
     "not_finite_text",
     "open_checkpoint",
@@ -34,5 +49,6 @@ __all__ = [
     "parameter_names",
     "read_vocabulary",
     "resolve_model",
+    "routed_config",
     "zoo_names",
 ]

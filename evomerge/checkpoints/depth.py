@@ -94,10 +94,9 @@ def routed_config(config: Mapping[str, Any], kinds: Sequence[Mapping[str, Any]],
     """
     result = copy.deepcopy(dict(config))
     section = result["text_config"] if isinstance(result.get("text_config"), dict) else result
-    for part in (section, result):
-        for key in COUNT_KEYS:
-            if isinstance(part.get(key), int):
-                part[key] = len(kinds)
+    counts = [(part, key) for part in (section, result) for key in COUNT_KEYS if isinstance(part.get(key), int)]
+    for part, key in counts or [(section, "num_hidden_layers")]:
+        part[key] = len(kinds)
     for key in kinds[0]:
         values = [kind[key] for kind in kinds]
         if key in _INDEX_LISTS:

@@ -1,7 +1,7 @@
 """Write the benchmark tasks of the embedded models: ``python -m evomerge.demo.tasks --out fitness``.
 
 Each task is an lm-eval YAML file and a JSON-lines file of held-out documents (``{"prompt": ..., "answer": ...}``);
-``zoo.yaml`` lists them as a suite. The same seed writes the same bytes.
+``zoo.yaml`` and ``zoo-cross-domain.yaml`` list them as suites. The same seed writes the same bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from evomerge.demo.skills import CROSS_DOMAIN, SKILLS, Item, Skill
 TASKS: Mapping[str, Skill] = {**SKILLS, **CROSS_DOMAIN}
 """Every generative task, by name."""
 
-NUM_DOCUMENTS = 600
+NUM_DOCUMENTS = 1000
 """Documents a task."""
 
 _YAML = """# Written by `python -m evomerge.demo.tasks`; edit that, not this.
@@ -38,14 +38,20 @@ metric_list:
 metadata: {{version: 1}}
 """
 
-_SUITE = """# The embedded models' suite: three skills that experts were trained for, and (cross-domain) sums posed and
-# answered in kanji, which no model was trained for. Written by `python -m evomerge.demo.tasks`.
+_SUITE = """# {subject} Written by `python -m evomerge.demo.tasks`.
 suite: 1
 include: .
 tasks:
 {tasks}
-splits: {{search: 0.3, validation: 0.2, test: 0.5}}
+splits: {{search: 0.18, validation: 0.12, test: 0.7}}
+batch_size: 256
 """
+
+SUITES: Mapping[str, tuple[str, Mapping[str, Skill]]] = {
+    "zoo": ("The embedded models' suite: the three skills that experts were trained for.", SKILLS),
+    "zoo-cross-domain": ("The three skills, and sums posed and answered in kanji, for which none was trained.", TASKS),
+}
+"""What each suite is about and its tasks, by file name."""
 
 
 def documents(skill: Skill, count: int, seed: int) -> list[Item]:
@@ -71,10 +77,10 @@ def documents(skill: Skill, count: int, seed: int) -> list[Item]:
 
 
 def write_tasks(folder: Path, *, count: int = NUM_DOCUMENTS, seed: int = 0) -> None:
-    """Write every task's YAML and data, and the suite.
+    """Write every task's YAML and data, and the suites.
 
     Args:
-        folder: where ``zoo.yaml``, one YAML a task and ``data/`` go.
+        folder: where the suites, one YAML a task and ``data/`` go.
         count: documents a task.
         seed: decides the documents.
     """
@@ -86,8 +92,9 @@ def write_tasks(folder: Path, *, count: int = NUM_DOCUMENTS, seed: int = 0) -> N
         longest = max(len(item.answer) for item in items) + 1
         text = _YAML.format(name=name, max_tokens=longest)
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
-    tasks = "\n".join(f"  - {{task: {name}}}" for name in TASKS)
-    (folder / "zoo.yaml").write_text(_SUITE.format(tasks=tasks), encoding="utf-8")
+    for name, (subject, members) in SUITES.items():
+        tasks = "\n".join(f"  - {{task: {member}}}" for member in members)
+        (folder / f"{name}.yaml").write_text(_SUITE.format(subject=subject, tasks=tasks), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=NUM_DOCUMENTS, help="documents a task")
     options = parser.parse_args(arguments)
     write_tasks(options.out, count=options.count, seed=options.seed)
-    sys.stdout.write(f"Wrote {', '.join(TASKS)} and zoo.yaml to {options.out}.\n")
+    sys.stdout.write(f"Wrote {', '.join(TASKS)} and {', '.join(SUITES)} to {options.out}.\n")
     return 0
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails
 
 from evomerge.documents import StrictModel, did_you_mean
 
@@ -40,6 +41,23 @@ class GroupsConfig(StrictModel):
         return modules
 
 
+_PARAMETER_KEYS = ("method", "groups", "parameters")
+_ROUTE_KEYS = ("encoding", "order", "repeats", "scales", "initial_keep", "max_hops", "max_parameters")
+_JOINT_KEYS = ("schedule", "stage_evaluations")
+_ELSEWHERE: dict[str, dict[str, tuple[str, ...]]] = {
+    "parameter": {"`kind: data_flow` or `joint`": _ROUTE_KEYS, "`kind: joint`": _JOINT_KEYS},
+    "data_flow": {"`kind: parameter` or `joint`": _PARAMETER_KEYS, "`kind: joint`": _JOINT_KEYS},
+    "joint": {},
+}
+"""Kind of space -> the keys that mean nothing there, by the kinds that have them."""
+
+
+def _fault(key: str, text: str) -> ValidationError:
+    """Return an error that points at a key of the section."""
+    details = InitErrorDetails(type="value_error", loc=(key,), input=None, ctx={"error": ValueError(text)})
+    return ValidationError.from_exception_data("SpaceConfig", [details])
+
+
 class SpaceConfig(StrictModel):
     """What may vary."""
 
@@ -49,6 +67,51 @@ class SpaceConfig(StrictModel):
     groups: GroupsConfig = GroupsConfig()
     parameters: dict[str, Range] = Field(default_factory=dict)
     """Ranges or fixed values by parameter name; left out: the ranges the operator itself declares."""
+    encoding: Literal["paper", "hop_scales", "network", "mixed"] = "hop_scales"
+    """How a route is written as numbers: an indicator for each slot and a scale for each pair of layers (`paper`),
+    for each slot (`hop_scales`: far fewer) or from a small network (`network`); or choices (`mixed`)."""
+    order: tuple[str, ...] = ()
+    """Sources of the route in order, the first one (model A) giving embeddings, head, tokenizer and the ends of
+    the route. Left out: all of them, the base first; of a joint space: `merged`, then all but the base."""
+    repeats: int = Field(default=3, ge=1)
+    """How often the row of all layers is laid out; 3 as in Akiba et al. 2025."""
+    scales: tuple[float, float] | Literal["fixed"] = (0.5, 1.5)
+    """Range of the factors on the hidden stream, around 1; `fixed`: all are 1."""
+    initial_keep: float = Field(default=0.5, gt=0, le=0.5)
+    """Share of first candidates that keep a given slot outside the first pass through model A (encodings with
+    indicators, at the default `sigma`). The paper's is one half; on a small budget less is better."""
+    max_hops: int | None = Field(default=None, ge=2)
+    """Longest route, its forced ends included; a longer one loses the slots of smallest indicator."""
+    max_parameters: float | None = Field(default=None, gt=0)
+    """The same limit as a multiple of model A's layers (1.5: half as many layers again)."""
+    schedule: Literal["together", "parameter_then_data_flow", "alternating"] = "together"
+    """Whether a joint search varies both parts in one genome, one after the other, or in turns."""
+    stage_evaluations: int = Field(default=100, ge=1)
+    """Candidates of each stage of a schedule (the last stage of `parameter_then_data_flow` is open-ended)."""
+
+    @model_validator(mode="after")
+    def _keys_of_this_kind(self) -> SpaceConfig:
+        for kind, keys in _ELSEWHERE[self.kind].items():
+            for key in keys:
+                field = type(self).model_fields[key]
+                # By value: a resolved search file spells all defaults out.
+                if getattr(self, key) != field.get_default(call_default_factory=True):
+                    raise _fault(key, f"is for {kind}, and this space is of kind {self.kind!r}; leave it out")
+        return self
+
+    @field_validator("order")
+    @classmethod
+    def _no_alias_twice(cls, order: tuple[str, ...]) -> tuple[str, ...]:
+        if order and len(set(order)) < max(2, len(order)):
+            raise ValueError("give two or more different sources; `repeats` says how often they come")
+        return order
+
+    @field_validator("scales")
+    @classmethod
+    def _around_one(cls, scales: tuple[float, float] | str) -> tuple[float, float] | str:
+        if isinstance(scales, tuple) and not (0 < scales[0] <= 1 <= scales[1] and scales[0] < scales[1]):
+            raise ValueError("expected a range [low, high] of positive factors around 1, or `fixed`")
+        return scales
 
     @field_validator("method")
     @classmethod

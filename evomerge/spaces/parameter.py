@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +10,7 @@ from evomerge.documents import did_you_mean
 from evomerge.errors import ConfigError
 from evomerge.operators import OperatorSpec, Parameter
 from evomerge.recipe import BlendConfig, Recipe, SourceConfig, TokenizerConfig
+from evomerge.spaces.checking import check_genome
 from evomerge.spaces.config import SpaceConfig
 from evomerge.spaces.genes import MethodGenes, gene_value, method_genes, setting_value
 from evomerge.spaces.groups import Site, build_sites
@@ -210,17 +210,7 @@ class ParameterSpace:
 
     def _split(self, genome: Genome) -> tuple[str, Genome]:
         """Check a genome and return its method and the values of the other dimensions."""
-        if len(genome) != len(self._dimensions):
-            text = f"expected {len(self._dimensions)} values, got {len(genome)}"
-            raise ConfigError(f"genome: {text}; it belongs to another space")
-        chosen: dict[str, Value] = {}
-        for dimension, value in zip(self._dimensions, genome, strict=True):
-            if dimension.active_when is not None and chosen[dimension.active_when[0]] != dimension.active_when[1]:
-                if value is not None:
-                    raise ConfigError(f"genome: {dimension.name} is not active here and must be None, got {value!r}")
-                continue
-            _check_value(dimension, value)
-            chosen[dimension.name] = value
+        chosen = check_genome(self._dimensions, genome)
         method = chosen[_METHOD] if self._choice() else next(iter(self._methods))
         return str(method), genome[len(self._choice()) :]
 
@@ -237,19 +227,6 @@ def _modules(sites: tuple[Site, ...], settings: Mapping[Site, Mapping[str, Any]]
     """Return the module overrides of a layer group, or None where its leader speaks for all."""
     own: dict[str, Any] = {module: settings[site] for site in sites if not site.leads for module in site.modules}
     return own or None
-
-
-def _check_value(dimension: Dimension, value: Value) -> None:
-    if dimension.kind == "choice":
-        if value not in dimension.choices:
-            expected = "one of " + ", ".join(dimension.choices)
-            raise ConfigError(f"genome: {dimension.name} must be {expected}, got {value!r}")
-        return
-    number = isinstance(value, int if dimension.kind == "int" else (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(float(value or 0)) or not dimension.low <= float(value or 0) <= dimension.high:
-        kind = "a whole number" if dimension.kind == "int" else "a number"
-        text = f"must be {kind} in [{dimension.low:g}, {dimension.high:g}], got {value!r}"
-        raise ConfigError(f"genome: {dimension.name} {text}")
 
 
 def _blend_at(recipe: Recipe, site: Site, *, whole: bool) -> BlendConfig | None:

@@ -1,0 +1,52 @@
+"""Whether a genome fits the dimensions of a space."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from evomerge.errors import ConfigError
+from evomerge.spaces.types import Dimension, Genome, Value
+
+
+def check_genome(dimensions: Sequence[Dimension], genome: Genome) -> dict[str, Value]:
+    """Check a genome and return the values of its active dimensions by name.
+
+    Args:
+        dimensions: in the order of the genome; a conditional one comes after the one it depends on.
+        genome: one value a dimension.
+
+    Raises:
+        ConfigError: when the genome does not fit the dimensions.
+    """
+    if len(genome) != len(dimensions):
+        text = f"expected {len(dimensions)} values, got {len(genome)}"
+        raise ConfigError(f"genome: {text}; it belongs to another space")
+    active: dict[str, Value] = {}
+    for dimension, value in zip(dimensions, genome, strict=True):
+        when = dimension.active_when
+        if when is not None and active.get(when[0]) != when[1]:
+            if value is not None:
+                raise ConfigError(f"genome: {dimension.name} is not active here and must be None, got {value!r}")
+            continue
+        check_value(dimension, value)
+        active[dimension.name] = value
+    return active
+
+
+def check_value(dimension: Dimension, value: Value) -> None:
+    """Check the value of an active dimension.
+
+    Raises:
+        ConfigError: when it has another type or lies outside of the range.
+    """
+    if dimension.kind == "choice":
+        if value not in dimension.choices:
+            expected = "one of " + ", ".join(dimension.choices)
+            raise ConfigError(f"genome: {dimension.name} must be {expected}, got {value!r}")
+        return
+    number = isinstance(value, int if dimension.kind == "int" else (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(float(value or 0)) or not dimension.low <= float(value or 0) <= dimension.high:
+        kind = "a whole number" if dimension.kind == "int" else "a number"
+        text = f"must be {kind} in [{dimension.low:g}, {dimension.high:g}], got {value!r}"
+        raise ConfigError(f"genome: {dimension.name} {text}")
