@@ -56,7 +56,7 @@ def candidate_times(config: RunConfig, count: int) -> Times:
     times: Times = {}
     with tempfile.TemporaryDirectory() as folder:
         journal = JournalWriter(Path(folder) / "journal.jsonl")
-        journal.append(Started(config_digest="", version="", objectives=problem.objectives.names))
+        journal.append(Started(config_digest="", version="", sources={}, objectives=problem.objectives.names))
         store = ScoreStore(Path(folder))
         for _ in range(count):
             with timed(times, "ask and decode"):

@@ -8,6 +8,7 @@ wrong guess here would give a model that is wrong without a sign of it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -74,17 +75,14 @@ FAMILIES: Mapping[str, Family] = {
 }
 """Architectures whose blocks are understood, by `model_type`."""
 
-_WRITERS = frozenset(
-    """o_proj out_proj c_proj dense down_proj down_proj_bias dense_4h_to_h fc2 fc_out w2 output_linear""".split()
+_WRITERS = re.compile(r"(o|out|c|down)_proj|down_proj_bias|dense(_4h_to_h)?|fc2|fc_out|w2|output_linear")
+_READERS = re.compile(
+    r"[qkv]_proj|qkv_proj|query_key_value|c_attn|q_a_proj|kv_a_proj_with_mqa|in_proj|input_linear|"
+    r"(gate|up|gate_up)_proj|gate_up_proj_bias|dense_h_to_4h|fc1|fc_in|c_fc|w[13]|(shared_expert_)?gate|router"
 )
-_READERS = frozenset(
-    """q_proj k_proj v_proj qkv_proj query_key_value c_attn gate_proj up_proj gate_up_proj gate_up_proj_bias
-    dense_h_to_4h fc1 fc_in c_fc w1 w3 input_linear in_proj q_a_proj kv_a_proj_with_mqa gate router
-    shared_expert_gate""".split()
-)
-_INNER = frozenset(
-    """q_norm k_norm q_layernorm k_layernorm norms q_a_layernorm q_b_proj kv_a_layernorm kv_b_proj sinks layer
-    e_score_correction_bias A_log D dt_bias conv1d dt_proj x_proj norm""".split()
+_INNER = re.compile(
+    r"[qk]_(layer)?norm|norms|(q|kv)_a_layernorm|(q|kv)_b_proj|sinks|layer|e_score_correction_bias|"
+    r"A_log|D|dt_bias|conv1d|(dt|x)_proj|norm"
 )
 _FINAL_NORMS = frozenset({"norm", "ln_f", "norm_f", "final_layernorm", "final_layer_norm", "final_norm"})
 
@@ -170,12 +168,12 @@ class Blocks:
                 return "branch_norm"
             # LN(-x)·w + b = LN(x)·(-w) + b: a bias does not take the stream's sign.
             return "reader_norm" if kind == "weight" else "inner"
-        if module in _WRITERS:
+        if _WRITERS.fullmatch(module):
             # With a norm at the end of every branch, it is that norm which writes.
             return "inner" if "writes" in self._family.norms.values() else "writer"
-        if module in _READERS:
+        if _READERS.fullmatch(module):
             return "raw_reader" if self._raw and kind != "bias" else "inner"
-        if module in _INNER and not (of_module and len(pieces) == 2):
+        if _INNER.fullmatch(module) and not (of_module and len(pieces) == 2):
             return "inner"
         raise NotBuiltError(
             f"source {self._label!r}: what tensor {name!r} does in a block of {self.model_type!r} is not known, "

@@ -140,7 +140,7 @@ def _completed(config: Mapping[str, Any], label: str) -> dict[str, Any]:
     section = text_section(config)
     settings = {key: value for key, value in section.items() if key not in ("model_type", "transformers_version")}
     try:
-        whole = AutoConfig.for_model(str(section.get("model_type")), **copy.deepcopy(settings))
+        whole = AutoConfig.for_model(str(section.get("model_type")), **_decoded(settings))
     except (ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise NotBuiltError(
@@ -149,3 +149,12 @@ def _completed(config: Mapping[str, Any], label: str) -> dict[str, Any]:
         ) from None
     data: dict[str, Any] = whole.to_dict()
     return data
+
+
+def _decoded(value: Any) -> Any:
+    """Copy plain data, with the floats that JSON lacks as transformers writes them: {"__float__": "Infinity"}."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _decoded(item) for key, item in value.items()}
+    return [_decoded(item) for item in value] if isinstance(value, list) else value

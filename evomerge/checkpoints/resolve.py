@@ -50,8 +50,7 @@ def resolve_model(model: str, revision: str | None, base_dir: Path) -> Path:
         return _download(model, revision)
     looked = "" if Path(model).is_absolute() else f" (looked in {base_dir})"
     raise SourceError(
-        f"model {model!r}: no such folder{looked}, and not a hub id `org/name`; "
-        f"embedded models are written `{ZOO}NAME`"
+        f"model {model!r}: no such folder{looked}, and not a hub id `org/name`; embedded models are written `{ZOO}NAME`"
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -41,7 +42,6 @@ class LiveView:
         self._run: Run | None = None
         self._live: Live | None = None
         self._stack = ExitStack()
-        self._told_draining = False
         self._last_line_s = float("-inf")
         self._last_text = ""
 
@@ -62,8 +62,13 @@ class LiveView:
         self._stack.close()
 
     def __call__(self, figures: Mapping[str, float | int | str]) -> None:
-        """Show the run as it stands now."""
-        self._show(figures, last=False)
+        """Show the run as it stands now, or say that it drains."""
+        if figures.keys() == {DRAINING}:
+            # Within a signal handler, where streams may be half way through a write: past them, to the descriptor.
+            with suppress(OSError):
+                os.write(2, f"\n{figures[DRAINING]}: {_FINISHING}\n".encode())
+        else:
+            self._show(figures, last=False)
 
     def _show(self, figures: Mapping[str, float | int | str], *, last: bool) -> None:
         from evomerge.run.view import Run
@@ -75,9 +80,6 @@ class LiveView:
         if self._live is not None:
             self._live.update(panel(self._run, figures))
             return
-        if DRAINING in figures and not self._told_draining:
-            self._told_draining = True
-            print(f"{figures[DRAINING]}: {_FINISHING}", file=sys.stderr, flush=True)  # noqa: T201
         now = self._clock()
         if last or now - self._last_line_s >= PLAIN_EVERY_S:
             text = line(self._run, figures)
@@ -139,7 +141,7 @@ def panel(run: Run, figures: Mapping[str, float | int | str]) -> RenderableType:
     head = Text.assemble(
         (f"{counts['done']}{'' if budget is None else f' of {budget}'} evaluations", "bold"),
         f"   {rate:.1f}/min   elapsed {duration(status['elapsed_s'])}",
-        "" if left is None else f"   ETA {duration(left)}",
+        "" if left is None or status["state"] != "running" else f"   ETA {duration(left)}",
     )
     troubles = [f"{counts[word]} {word}" for word in ("failed", "infeasible") if counts[word]]
     foot = Text.assemble(

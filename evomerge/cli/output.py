@@ -28,7 +28,10 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title or None, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    named = any(columns)
+    table = Table(
+        title=title or None, box=SIMPLE_HEAD, title_justify="left", pad_edge=False, show_header=named, show_edge=named
+    )
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < numbers_from else "right", no_wrap=index == 0)
     for row in rows:

@@ -34,8 +34,8 @@ from evomerge.fitness.expressions import (
 )
 from evomerge.fitness.types import Evaluation
 
-FACTS = ("parameters",)
-"""Plain facts that every engine gives."""
+FACTS = ("parameters", "hops")
+"""Plain facts that every engine gives, of the model as it would be exported: its size and its number of layers."""
 RESPONSE_TOKENS = "response_tokens"
 """Per-sample metric of every generation task; bare (or as `mean_response_tokens`): its mean over those
 tasks."""

@@ -1,29 +1,35 @@
-"""The `transformers` engine: one resident model, on the CPU or a GPU, whose weights are swapped in place."""
+"""The `transformers` engine: one model for an engine's whole life, on the CPU or a GPU.
+
+A merge layer by layer is copied into resident weights. A route through the layers (moved, repeated or scaled ones)
+is shown as a model of its own depth whose weights are views of the sources; nothing is copied.
+"""
 
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from evomerge.checkpoints import is_buffer, is_finite
-from evomerge.errors import ConfigError, InfeasibleError, SourceError
+from evomerge.errors import ConfigError
+from evomerge.fitness.architecture import build_model
 from evomerge.fitness.config import EngineConfig
-from evomerge.merging import materialise, open_sources, plan
+from evomerge.fitness.routes import RouteBuilder, no_place, no_tensor, not_finite
+from evomerge.merging import MergePlan, materialise, open_sources, plan
 from evomerge.recipe import Recipe
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 class TransformersEngine:
-    """A resident `AutoModelForCausalLM`, built once from a configuration; candidates are copied into it.
+    """A resident `AutoModelForCausalLM`, built once from a configuration; candidates are swapped into it.
 
     The model is served through lm-eval's own `hf` model, so that scores equal those of the `lm_eval`
     command line on the exported checkpoint.
@@ -47,10 +53,14 @@ class TransformersEngine:
         self._config = config
         self._base_dir = base_dir
         self._device = _device(config.device)
-        self._sources = open_sources(template, base_dir, resident=True)
+        # Layers left out, the template says nothing of depths; a recipe that needs equal ones is held to that.
+        self._sources = open_sources(template, base_dir, resident=True, any_depth=True)
         folder = self._folder(template.base or next(iter(template.sources)))
         tokenizer = template.tokenizer.from_ if template.tokenizer and template.tokenizer.from_ else None
-        self._model: PreTrainedModel = _build_model(folder, config, self._device)
+        self._model: PreTrainedModel = build_model(folder, config, self._device)
+        self._own = _Shown.of(self._model)
+        self._routes = RouteBuilder(type(self._model.config), config, self._device)
+        self._hops = self._sources.num_layers[self._sources.reference]
         self._lm: HFLM = _wrap(self._model, self._folder(tokenizer) if tokenizer else folder, config, batch_size)
         self._targets = _targets(self._model)
 
@@ -60,39 +70,45 @@ class TransformersEngine:
         return self._lm
 
     def load(self, recipe: Recipe) -> None:
-        """Materialise a recipe into the resident model, tensor by tensor.
+        """Make a recipe the model that is served.
 
         Raises:
-            InfeasibleError: when a merged weight is not finite, as merged or in the engine's dtype.
+            InfeasibleError: when a merged weight is not finite, as merged or in the engine's dtype, or the scales of
+                a route are not.
             SourceError: when a merged tensor has no place in the model, or a place gets no tensor.
+            NotBuiltError: when the layers of this architecture cannot be rearranged or scaled.
         """
         self._reopen_for(recipe)
         merge = plan(recipe, self._sources)
+        if merge.route.is_plain:
+            self._own.show_in(self._model)
+            self._copy(merge)
+        else:
+            _Shown.of(self._routes.build(merge)).show_in(self._model)
+        self._hops = len(merge.route.hops)
+
+    def _copy(self, merge: MergePlan) -> None:
+        """Materialise a merge into the resident weights, tensor by tensor."""
         filled: set[tuple[int, tuple[int, ...]]] = set()
+        infos = merge.infos
         with torch.no_grad():
             for name, tensor in materialise(merge, device=str(self._device)):
                 target = self._targets.get(name)
-                if target is None and is_buffer(name, merge.infos[name]):
+                if target is None and is_buffer(name, infos[name]):
                     continue  # old checkpoints store rotary frequencies, which the model computes
                 self._fill(name, target, tensor)
                 if target is not None:
                     filled.add(_place(target))
         left = [name for name, target in self._targets.items() if _place(target) not in filled]
         if left:
-            raise SourceError(
-                f"the merge gives no tensor {left[0]!r}, which transformers' model needs ({len(left)} such); "
-                f"this architecture names its weights differently there and cannot be scored yet"
-            )
+            raise no_tensor(left)
 
     def _fill(self, name: str, target: Tensor | None, tensor: Tensor) -> None:
         if target is None or target.shape != tensor.shape:
-            raise SourceError(
-                f"the merged tensor {name!r} has no place of its shape in transformers' model; "
-                f"this architecture names its weights differently there and cannot be scored yet"
-            )
+            raise no_place(name)
         target.copy_(tensor)
         if target.dtype != tensor.dtype and not is_finite(target):
-            raise InfeasibleError(f"the merged tensor {name!r} is not finite in {self._config.dtype}")
+            raise not_finite(name, self._config)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Return the length of each text in tokens, special tokens not added."""
@@ -102,13 +118,17 @@ class TransformersEngine:
         return [len(ids) for ids in encoded]
 
     def facts(self) -> Mapping[str, float]:
-        """Return `parameters`: the number of trainable values, tied ones counted once."""
-        return {"parameters": float(sum(parameter.numel() for parameter in self._model.parameters()))}
+        """Return `parameters` and `hops` of the loaded recipe's model, as it would be exported.
+
+        `parameters` counts tied values once and a repeated layer as often as it is run: the checkpoint stores it so
+        often, though it takes no memory here. `hops` is the number of layers that are run.
+        """
+        return {"parameters": float(_count(self._model)), "hops": float(self._hops)}
 
     def close(self) -> None:
         """Free the model and the sources."""
         self._targets = {}
-        del self._model, self._lm, self._sources
+        del self._model, self._lm, self._sources, self._own, self._routes
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -117,11 +137,30 @@ class TransformersEngine:
         return Path(self._sources.models[alias].folder)
 
     def _reopen_for(self, recipe: Recipe) -> None:
-        """Open other sources where a recipe names other ones; all recipes of a search name the same."""
+        """Open other sources where a recipe names other ones, as one whose nested recipe is searched does."""
         known = self._sources.configs
         fits = all(known.get(alias) == config for alias, config in recipe.sources.items())
         if not fits or recipe.base not in (None, self._sources.reference):
-            self._sources = open_sources(recipe, self._base_dir, resident=True)
+            self._sources = open_sources(recipe, self._base_dir, resident=True, any_depth=True, like=self._sources)
+            self._routes.forget(self._sources)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What a model shows in its forward pass: its modules and their configuration."""
+
+    children: Mapping[str, nn.Module]
+    config: PretrainedConfig
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> _Shown:
+        return cls(dict(model.named_children()), model.config)
+
+    def show_in(self, model: PreTrainedModel) -> None:
+        """Make it what a model of the same class shows; the model stays the object that others hold."""
+        for name, child in self.children.items():
+            setattr(model, name, child)
+        model.config = self.config
 
 
 def _device(name: str) -> torch.device:
@@ -137,33 +176,6 @@ def _device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"engine: device {name!r} is not supported; expected auto, cpu, cuda or cuda:N")
     return device
-
-
-def _build_model(folder: Path, config: EngineConfig, device: torch.device) -> PreTrainedModel:
-    """Build the architecture without reading or drawing weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-    from transformers.initialization import no_init_weights
-
-    try:
-        settings = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-        with torch.random.fork_rng(), no_init_weights():
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                settings, dtype=getattr(torch, config.dtype), trust_remote_code=config.trust_remote_code
-            )
-    except (ValueError, ImportError, OSError) as error:
-        raise SourceError(f"{folder}: transformers cannot build this model ({error})") from error
-    # from_config ignores generation settings, which from_pretrained of the exported checkpoint will not.
-    if (folder / "generation_config.json").is_file():
-        try:
-            model.generation_config = GenerationConfig.from_pretrained(folder)
-        except (OSError, ValueError, json.JSONDecodeError) as error:
-            raise SourceError(f"{folder}: generation_config.json cannot be read ({error})") from error
-        # Tasks say how much they generate; transformers would warn at every batch that both are set.
-        model.generation_config.max_new_tokens = None
-    model.to(device)  # type: ignore[arg-type]
-    model.train(mode=False)
-    model.requires_grad_(requires_grad=False)
-    return model
 
 
 def _wrap(model: PreTrainedModel, tokenizer: Path, config: EngineConfig, batch_size: int) -> HFLM:
@@ -184,3 +196,7 @@ def _targets(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def _place(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
     return tensor.data_ptr(), tuple(tensor.shape)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -77,7 +77,11 @@ class Engine(Protocol):
         ...
 
     def facts(self) -> Mapping[str, float]:
-        """Return metrics of the model as a whole: `parameters`, tied ones counted once."""
+        """Return metrics of the loaded model as a whole, as it would be exported.
+
+        `parameters`: the number of trainable values, tied ones counted once, a repeated layer as often as it is run;
+        `hops`: the number of layers that are run.
+        """
         ...
 
     def close(self) -> None:

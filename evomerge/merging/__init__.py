@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from evomerge.merging.build import BuildReport, build, merge, portable_recipe
+from evomerge.merging.dtypes import DTYPES
+from evomerge.merging.folding import Rescale
 from evomerge.merging.materialise import make_tensor, materialise
 from evomerge.merging.opening import NestedModel, open_sources
-from evomerge.merging.plan import DTYPES, MergePlan, PlannedTensor, plan
+from evomerge.merging.passthrough import to_mergekit_passthrough
+from evomerge.merging.plan import MergePlan, PlannedTensor, plan
 from evomerge.merging.progress import MergeProgress, terminal_progress
+from evomerge.merging.routes import Hop, Route
+from evomerge.merging.slots import lay_in_slots
 from evomerge.merging.sources import Sources
 from evomerge.merging.statistics import Statistics
 
 __all__ = [
     "DTYPES",
     "BuildReport",
+    "Hop",
     "MergePlan",
     "MergeProgress",
     "NestedModel",
     "PlannedTensor",
+    "Rescale",
+    "Route",
     "Sources",
     "Statistics",
     "build",
+    "lay_in_slots",
     "make_tensor",
     "materialise",
     "merge",
@@ -27,4 +36,5 @@ __all__ = [
     "plan",
     "portable_recipe",
     "terminal_progress",
+    "to_mergekit_passthrough",
 ]

@@ -14,12 +14,11 @@ from evomerge.checkpoints import (
     check_free,
     copy_assets,
     local_folder,
-    output_config,
 )
 from evomerge.documents import dump_yaml
 from evomerge.merging.materialise import materialise
 from evomerge.merging.opening import assets_source, open_sources
-from evomerge.merging.plan import DTYPES, plan
+from evomerge.merging.plan import plan
 from evomerge.merging.progress import MergeProgress
 from evomerge.recipe import Recipe, identity, read_recipe
 
@@ -74,8 +73,7 @@ def build(
     sources = open_sources(recipe, base_dir)
     merge_plan = plan(recipe, sources)
     recipe_id = identity(recipe, sources.infos)
-    reference = sources.models[sources.reference]
-    config = output_config(reference.config, DTYPES[recipe.dtype], tied=bool(reference.tied))
+    config = merge_plan.config()
     texts = {"recipe.yaml": portable_recipe(recipe, base_dir, out, recipe_id)}
     if card is not None:
         texts["README.md"] = card

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor
 
 from evomerge.checkpoints import is_buffer, is_finite
@@ -12,7 +13,9 @@ from evomerge.merging.plan import MergePlan, PlannedTensor, Step
 from evomerge.operators.kernels.context import Context
 
 
-def materialise(plan: MergePlan, device: str = "cpu") -> Iterator[tuple[str, Tensor]]:
+def materialise(
+    plan: MergePlan, device: str = "cpu", *, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """Make the tensors of a merged model, one after the other, in canonical order.
 
     No more than the inputs of one tensor are in memory at a time (beside resident sources).
@@ -20,29 +23,36 @@ def materialise(plan: MergePlan, device: str = "cpu") -> Iterator[tuple[str, Ten
     Args:
         plan: from `plan`.
         device: where the arithmetic is done, and where the tensors are.
+        dtype: what results are rounded to; None: the dtype of the plan. float64 shows the fold of a scaled stream
+            without rounding (blends are float32 in any case).
 
     Yields:
-        (name, tensor) in the dtype of the plan. A tensor may be a view of a source: it must not be changed.
+        (name, tensor). A tensor may be a view of a source: it must not be changed.
 
     Raises:
         SourceError: when a source has NaN or infinite values, naming it and the tensor.
         InfeasibleError: when the blend of finite tensors is not finite, or does not fit the recipe's dtype.
     """
     for planned in plan.tensors:
-        yield planned.name, make_tensor(plan, planned, device)
+        yield planned.name, make_tensor(plan, planned, device, dtype=dtype)
 
 
-def make_tensor(plan: MergePlan, planned: PlannedTensor, device: str = "cpu") -> Tensor:
+def make_tensor(
+    plan: MergePlan, planned: PlannedTensor, device: str = "cpu", *, dtype: torch.dtype | None = None
+) -> Tensor:
     """Make one tensor of a plan; as `materialise` does.
 
     Raises:
         SourceError: when a source has NaN or infinite values.
         InfeasibleError: when the blend is not finite.
     """
-    if planned.step is None:
-        result = _copy(plan, planned, device)
+    if planned.copied_from is not None and is_buffer(planned.name, planned.info):
+        result = plan.sources.stored(planned.copied_from, planned.name_in(planned.copied_from)).to(device)
     else:
-        result = _blend(plan, planned.step, planned.name, device).to(planned.info.dtype)
+        result = _copy(plan, planned, device) if planned.step is None else _blend(plan, planned, planned.step, device)
+        if planned.rescale is not None:
+            result = planned.rescale(result)
+        result = result.to(planned.info.dtype if dtype is None else dtype)
     if not is_finite(result):
         raise InfeasibleError(
             f"tensor {planned.name!r} of the merge has NaN or infinite values in {plan.recipe.dtype}; "
@@ -54,16 +64,16 @@ def make_tensor(plan: MergePlan, planned: PlannedTensor, device: str = "cpu") ->
 def _copy(plan: MergePlan, planned: PlannedTensor, device: str) -> Tensor:
     if planned.copied_from is None:
         raise ValueError(f"tensor {planned.name!r} is planned neither as a blend nor as a copy")
-    if is_buffer(planned.name, planned.info):
-        return plan.sources.stored(planned.copied_from, planned.name).to(device)
-    return plan.sources.working(planned.copied_from, planned.name, device).to(planned.info.dtype)
+    return plan.sources.working(planned.copied_from, planned.name_in(planned.copied_from), device)
 
 
-def _blend(plan: MergePlan, step: Step, name: str, device: str) -> Tensor:
+def _blend(plan: MergePlan, planned: PlannedTensor, step: Step, device: str) -> Tensor:
     sources, blend = plan.sources, step.blend
-    tensors = [sources.working(alias, name, device) for alias in blend.sources]
-    base = None if blend.base is None else sources.working(blend.base, name, device)
-    context = Context(name=name, source_ids=step.source_ids, seed=plan.recipe.seed, threshold=_threshold(plan, step))
+    tensors = [sources.working(alias, planned.name_in(alias), device) for alias in blend.sources]
+    base = None if blend.base is None else sources.working(blend.base, planned.name_in(blend.base), device)
+    context = Context(
+        name=planned.name, source_ids=step.source_ids, seed=plan.recipe.seed, threshold=_threshold(plan, step)
+    )
     return step.kernel(tensors, base, blend.params, context)
 
 

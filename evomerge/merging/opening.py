@@ -16,12 +16,11 @@ from evomerge.checkpoints import (
     TensorInfo,
     check_compatible,
     open_checkpoint,
-    output_config,
     resolve_model,
 )
 from evomerge.errors import SourceError
 from evomerge.merging.materialise import make_tensor
-from evomerge.merging.plan import DTYPES, MergePlan, plan
+from evomerge.merging.plan import MergePlan, plan
 from evomerge.merging.sources import Sources
 from evomerge.merging.unbuilt import refuse_unbuilt
 from evomerge.recipe import Recipe, SourceConfig, identity
@@ -39,11 +38,11 @@ class NestedModel:
         self._plan: MergePlan = plan(recipe, sources)
         self._by_name = {planned.name: planned for planned in self._plan.tensors}
         reference = sources.models[sources.reference]
-        self.layout: Layout = reference.layout
         self.tied: Mapping[str, str] = reference.tied
-        self.config: Mapping[str, Any] = output_config(
-            reference.config, DTYPES[recipe.dtype], tied=bool(reference.tied)
-        )
+        self.config: Mapping[str, Any] = self._plan.config()
+        self.layout: Layout = reference.layout
+        if self._plan.route.is_moved:
+            self.layout = Layout(self._plan.infos, self.config, "nested recipe")
         self.folder: Path = assets_source(recipe, sources).folder
 
     def names(self) -> tuple[str, ...]:
@@ -84,7 +83,15 @@ def assets_source(recipe: Recipe, sources: Sources) -> ModelSource:
     return sources.models[named if named is not None else reference_alias(recipe)]
 
 
-def open_sources(recipe: Recipe, base_dir: Path, *, resident: bool = False, device: str = "cpu") -> Sources:
+def open_sources(
+    recipe: Recipe,
+    base_dir: Path,
+    *,
+    resident: bool = False,
+    device: str = "cpu",
+    any_depth: bool | None = None,
+    like: Sources | None = None,
+) -> Sources:
     """Open every source of a recipe, recipes among them too, and check that they fit each other.
 
     Args:
@@ -93,27 +100,43 @@ def open_sources(recipe: Recipe, base_dir: Path, *, resident: bool = False, devi
         resident: keep all weights in memory as float32 (4 bytes a parameter and source), so that merging
             again reads no file; else only what a tensor needs is read, when it is needed.
         device: where resident weights are kept.
+        any_depth: whether sources may differ in depth; None: if the recipe says which layers it takes.
+        like: opened before over the same `base_dir` and `device`: of what both name, nothing is read again.
 
     Raises:
         SourceError: a source that cannot be read or does not fit the others, or resident weights with NaN.
         NotBuiltError: a recipe that this version cannot build.
     """
-    opened: dict[Path, Checkpoint] = {}
-    return _open(recipe, base_dir, opened, resident=device if resident else None)
+    known = () if like is None else like.models.values()
+    opened = {model.folder.resolve(): model for model in known if isinstance(model, Checkpoint)}
+    return _open(recipe, base_dir, opened, resident=device if resident else None, any_depth=any_depth, like=like)
 
 
-def _open(recipe: Recipe, base_dir: Path, opened: dict[Path, Checkpoint], *, resident: str | None = None) -> Sources:
+def _open(
+    recipe: Recipe,
+    base_dir: Path,
+    opened: dict[Path, Checkpoint],
+    *,
+    resident: str | None = None,
+    any_depth: bool | None = None,
+    like: Sources | None = None,
+) -> Sources:
     refuse_unbuilt(recipe)
-    models = {alias: _open_one(alias, config, base_dir, opened) for alias, config in recipe.sources.items()}
+    models = {alias: _open_one(alias, config, base_dir, opened, like) for alias, config in recipe.sources.items()}
     reference = reference_alias(recipe)
     same_tokenizer = recipe.tokenizer is None or recipe.tokenizer.from_ is None
-    check_compatible(models, reference, same_tokenizer=same_tokenizer)
-    return Sources(recipe.sources, models, reference, resident=resident)
+    any_depth = recipe.layers is not None if any_depth is None else any_depth
+    check_compatible(models, reference, same_tokenizer=same_tokenizer, any_depth=any_depth)
+    return Sources(recipe.sources, models, reference, resident=resident, like=like)
 
 
-def _open_one(alias: str, config: SourceConfig, base_dir: Path, opened: dict[Path, Checkpoint]) -> ModelSource:
+def _open_one(
+    alias: str, config: SourceConfig, base_dir: Path, opened: dict[Path, Checkpoint], like: Sources | None
+) -> ModelSource:
+    if like is not None and like.configs.get(alias) == config:
+        return like.models[alias]
     if isinstance(config.model, Recipe):
-        return NestedModel(config.model, _open(config.model, base_dir, opened))
+        return NestedModel(config.model, _open(config.model, base_dir, opened, like=like))
     try:
         folder = resolve_model(config.model, config.revision, base_dir)
         key = folder.resolve()

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
+from typing import Any, Literal
 
 from evomerge import operators
-from evomerge.checkpoints import Place, TensorInfo, is_buffer
-from evomerge.errors import RecipeError
+from evomerge.checkpoints import Blocks, Module, TensorInfo, is_buffer
+from evomerge.errors import NotBuiltError, RecipeError
+from evomerge.merging.dtypes import DTYPES
+from evomerge.merging.folding import Rescale, fold_in_layer, fold_outside
+from evomerge.merging.routes import Hop, Route, read_route, route_config
 from evomerge.merging.sources import Sources
-from evomerge.merging.unbuilt import refuse_routes, refuse_unbuilt
+from evomerge.merging.unbuilt import refuse_unbuilt
 from evomerge.operators.kernels.context import Kernel
 from evomerge.operators.kernels.inputs import SMALLEST_SUM
 from evomerge.recipe import Blend, ExpandedRecipe, Recipe, expand
-
-DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-"""How a recipe names the dtypes of merged weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +40,14 @@ class PlannedTensor:
     step: Step | None
     copied_from: str | None
     """Alias of the source, where it is a copy."""
+    read: Mapping[str, str] | None = None
+    """Alias -> name of the tensor in that source; None: `name` in all of them."""
+    rescale: Rescale | None = None
+    """What the fold of a scaled stream does to the result."""
+
+    def name_in(self, alias: str) -> str:
+        """Return the name of the tensor that is read of a source."""
+        return self.name if self.read is None else self.read[alias]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ class MergePlan:
 
     recipe: Recipe
     sources: Sources
+    expanded: ExpandedRecipe
+    route: Route
     tensors: tuple[PlannedTensor, ...]
 
     @property
@@ -64,6 +69,14 @@ class MergePlan:
     def num_bytes(self) -> int:
         """Size of the merged weights in bytes."""
         return sum(planned.info.num_bytes for planned in self.tensors)
+
+    def config(self) -> dict[str, Any]:
+        """Return the merged model's `config.json`, with per-layer settings along the route.
+
+        Raises:
+            SourceError: when a configuration cannot say which layer is of which kind.
+        """
+        return route_config(self.recipe, self.sources, self.route)
 
 
 def plan(recipe: Recipe, sources: Sources) -> MergePlan:
@@ -88,32 +101,83 @@ def plan(recipe: Recipe, sources: Sources) -> MergePlan:
             raise RecipeError(
                 f"sources.{alias}: this is not the source that was opened under that alias; open it first"
             )
-    reference = sources.models[sources.reference]
     expanded = expand(recipe, sources.num_layers)
-    refuse_routes(expanded, reference.layout.num_layers)
-    dtype = DTYPES[recipe.dtype]
-    steps: dict[int, tuple[Step | None, str | None]] = {}
-    tensors = []
-    for name in reference.names():
-        info = reference.info(name)
+    return plan_route(recipe, sources, expanded, read_route(expanded, sources))
+
+
+def plan_route(recipe: Recipe, sources: Sources, expanded: ExpandedRecipe, route: Route) -> MergePlan:
+    """Plan a merge along a route that was checked already; as `plan` does."""
+    planner = _Planner(recipe, sources, expanded, route)
+    layout = sources.models[sources.reference].layout
+    if not route.is_moved:
+        tensors = [planner.plan(name, layout.place(name).layer) for name in sources.models[sources.reference].names()]
+        return MergePlan(recipe, sources, expanded, route, tuple(tensors))
+    outside = [name for name in sources.models[sources.reference].names() if layout.place(name).layer is None]
+    tensors = [planner.plan(name, None) for name in outside]
+    for index, hop in enumerate(route.hops):
+        parts = sources.models[hop.lead].layout.parts(hop.take[hop.lead])
+        tensors += [planner.plan(layout.full_name(index, part), index) for part in parts]
+    return MergePlan(recipe, sources, expanded, route, tuple(sorted(tensors, key=lambda planned: planned.name)))
+
+
+class _Planner:
+    def __init__(self, recipe: Recipe, sources: Sources, expanded: ExpandedRecipe, route: Route) -> None:
+        self._sources, self._expanded, self._route = sources, expanded, route
+        self._dtype = DTYPES[recipe.dtype]
+        self._layout = sources.models[sources.reference].layout
+        self._steps: dict[int, tuple[Step | None, str | None]] = {}
+
+    def plan(self, name: str, layer: int | None) -> PlannedTensor:
+        """Plan one tensor of the merged model, by its name there."""
+        if layer is None:
+            info = self._sources.models[self._sources.reference].info(name)
+            place = self._layout.place(name)
+            blend = self._expanded.head if place.module == "head" else self._expanded.embeddings
+            folded = None if self._route.is_plain else fold_outside(self._route, name, self._blocks())
+            return self._planned(name, info, self._sources.reference, blend, rescale=folded)
+        hop = self._route.hops[layer]
+        part = name[len(self._layout.full_name(layer, "")) :]
+        read = self._read(hop, part) if self._route.is_moved else None
+        lead = hop.lead if self._route.is_moved else self._sources.reference
+        source, there = self._sources.models[lead], name if read is None else read[lead]
+        blend = hop.blends[_module_in_layer(source.layout.place(there).module)]
+        folded = None if self._route.is_plain else fold_in_layer(hop, part, self._blocks())
+        return self._planned(name, source.info(there), lead, blend, read=read, rescale=folded)
+
+    def _blocks(self) -> Blocks:
+        return self._sources.blocks(self._sources.reference)
+
+    def _read(self, hop: Hop, part: str) -> dict[str, str]:
+        models = self._sources.models
+        return {alias: models[alias].layout.full_name(taken, part) for alias, taken in hop.take.items()}
+
+    def _planned(
+        self,
+        name: str,
+        info: TensorInfo,
+        lead: str,
+        blend: Blend,
+        *,
+        read: Mapping[str, str] | None = None,
+        rescale: Rescale | None,
+    ) -> PlannedTensor:
         if is_buffer(name, info):
-            tensors.append(PlannedTensor(name, info, None, sources.reference))
-            continue
-        blend = _blend_at(expanded, reference.layout.place(name))
-        if id(blend) not in steps:
-            steps[id(blend)] = _prepare(blend, sources)
-        step, copied_from = steps[id(blend)]
-        tensors.append(PlannedTensor(name, TensorInfo(info.shape, dtype), step, copied_from))
-    return MergePlan(recipe, sources, tuple(tensors))
+            return PlannedTensor(name, info, None, lead, read)
+        if self._route.is_moved and blend.params.get("scope") == "global":
+            raise NotBuiltError(
+                f"layers: the blend of {name!r} has `scope: global`, a threshold over whole models, which along a "
+                f"route through their layers is not defined; use `scope: tensor` or `row`, or merge one to one"
+            )
+        if id(blend) not in self._steps:
+            self._steps[id(blend)] = _prepare(blend, self._sources)
+        step, copied_from = self._steps[id(blend)]
+        return PlannedTensor(name, TensorInfo(info.shape, self._dtype), step, copied_from, read, rescale)
 
 
-def _blend_at(expanded: ExpandedRecipe, place: Place) -> Blend:
-    if place.layer is None:
-        return expanded.head if place.module == "head" else expanded.embeddings
-    blends = expanded.layers[place.layer].blends
-    if place.module == "attention":
-        return blends["attention"]
-    return blends["mlp"] if place.module == "mlp" else blends["other"]
+def _module_in_layer(module: Module) -> Literal["attention", "mlp", "other"]:
+    if module == "attention":
+        return "attention"
+    return "mlp" if module == "mlp" else "other"
 
 
 def _prepare(blend: Blend, sources: Sources) -> tuple[Step | None, str | None]:
@@ -123,6 +187,11 @@ def _prepare(blend: Blend, sources: Sources) -> tuple[Step | None, str | None]:
         return None, copied_from
     kernel = operators.load(operators.get(blend.method))
     return Step(blend, kernel, tuple(sources.infos[alias].content_hash for alias in blend.sources)), None
+
+
+def copied_source(blend: Blend) -> str | None:
+    """Return the source that a blend comes to bit by bit; None where it is a blend indeed."""
+    return _copied(_without_idle(blend))
 
 
 def _without_idle(blend: Blend) -> Blend:

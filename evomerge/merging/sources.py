@@ -8,7 +8,17 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from evomerge.checkpoints import ModelSource, check_finite, is_buffer, is_finite, not_finite_text
+from evomerge.checkpoints import (
+    Blocks,
+    LayerKinds,
+    ModelSource,
+    check_finite,
+    is_buffer,
+    is_finite,
+    layer_kinds,
+    layer_shapes,
+    not_finite_text,
+)
 from evomerge.errors import SourceError
 from evomerge.merging.statistics import Statistics
 from evomerge.recipe import SourceConfig, SourceInfo
@@ -24,6 +34,7 @@ class Sources:
         reference: str,
         *,
         resident: str | None = None,
+        like: Sources | None = None,
     ) -> None:
         """Hold models that fit each other.
 
@@ -32,6 +43,7 @@ class Sources:
             models: alias -> the opened model.
             reference: the alias whose configuration, buffers and tensor names the merged model has.
             resident: the device on which all weights are kept as float32; None: they stay on disk.
+            like: what is kept there of the same models is kept here too.
 
         Raises:
             SourceError: when weights are made resident and some are not finite.
@@ -41,8 +53,19 @@ class Sources:
         self.reference = reference
         self.statistics = Statistics(self)
         self._resident: dict[int, dict[str, Tensor]] = {}
+        self._blocks: dict[int, Blocks] = {}
+        self._kinds: dict[int, LayerKinds] = {}
+        self._layer_shapes: dict[tuple[int, int], Mapping[str, tuple[int, ...]]] = {}
+        if like is not None:
+            self._keep(like)
         if resident is not None:
             self._load(resident)
+
+    def _keep(self, like: Sources) -> None:
+        keys = {id(model) for model in self.models.values()}
+        self._resident |= {key: value for key, value in like._resident.items() if key in keys}
+        self._blocks |= {key: value for key, value in like._blocks.items() if key in keys}
+        self._kinds |= {key: value for key, value in like._kinds.items() if key in keys}
 
     def _load(self, device: str) -> None:
         for alias, model in self.models.items():
@@ -68,6 +91,36 @@ class Sources:
     def num_layers(self) -> Mapping[str, int]:
         """Number of layers of every source."""
         return {alias: model.layout.num_layers for alias, model in self.models.items()}
+
+    def blocks(self, alias: str) -> Blocks:
+        """Return the roles of a source's tensors in its blocks.
+
+        Raises:
+            NotBuiltError: when its architecture is not understood.
+        """
+        model = self.models[alias]
+        if id(model) not in self._blocks:
+            self._blocks[id(model)] = Blocks(model, alias)
+        return self._blocks[id(model)]
+
+    def kinds(self, alias: str) -> LayerKinds:
+        """Return what the configuration of a source says of each layer.
+
+        Raises:
+            NotBuiltError: when that cannot be known.
+        """
+        model = self.models[alias]
+        if id(model) not in self._kinds:
+            self._kinds[id(model)] = layer_kinds(model.config, model.layout.num_layers, alias)
+        return self._kinds[id(model)]
+
+    def layer_shapes(self, alias: str, layer: int) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of the parameters of a source's layer, by their names within it."""
+        model = self.models[alias]
+        key = (id(model), layer)
+        if key not in self._layer_shapes:
+            self._layer_shapes[key] = layer_shapes(model, layer)
+        return self._layer_shapes[key]
 
     def stored(self, alias: str, name: str) -> Tensor:
         """Return a tensor as the source stores it; it must not be changed."""

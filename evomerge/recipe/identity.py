@@ -3,25 +3,41 @@
 Two recipes that mean the same merge have the same canonical form: aliases are replaced by content hashes,
 defaults and layers are spelled out, sources are sorted, those of weight 0 are dropped (by convention, a source of
 weight 0 takes no part, whatever the method), and the seed counts only where a method draws random numbers.
+
+- *Copies* are seen through: a blend that gives one source bit by bit is a copy, whatever its method; a layer that is
+  copied from a nested recipe, which copies it from a source, is that source's; a recipe that copies a nested one
+  altogether is the nested one. (Rounding twice to one type is rounding once, and nothing is rounded to float32: only
+  through such types is anything seen.)
+- *Scales* count by their products S_t = s_1·...·s_t, in float64 and in order: only these reach the weights. Nothing
+  else about them folds away: a factor common to all S_t changes how the branches stand to the embeddings, and a sign
+  turns the norms.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from evomerge import operators
 from evomerge.operators.metadata import Scalar
-from evomerge.recipe.blends import Blend, copy_of
-from evomerge.recipe.expansion import ExpandedRecipe, expand
+from evomerge.recipe.blends import Blend
+from evomerge.recipe.copies import copied, simplified
+from evomerge.recipe.expansion import expand
 from evomerge.recipe.faults import RecipePathError
+from evomerge.recipe.resolution import MODULES, Module
 from evomerge.recipe.schema import Recipe
 
-_VERSION = 1
+_VERSION = 2
 """Counts changes of the canonical form: identities of different versions never meet."""
+
+Place = tuple[Literal["embeddings", "head"]] | tuple[Literal["layer"], int, Module]
+"""A part of a model whose tensors blend alike."""
+_EMBEDDINGS: Place = ("embeddings",)
+_HEAD: Place = ("head",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +47,8 @@ class SourceInfo:
     content_hash: str
     """Of a checkpoint the hash of its content, of a nested recipe `recipe:` and its identity."""
     num_layers: int
+    inner: Mapping[str, SourceInfo] | None = None
+    """Of a nested recipe, what is known of its own sources; left out: of equal sources of the outer recipe."""
 
 
 def canonical(recipe: Recipe, infos: Mapping[str, SourceInfo]) -> dict[str, Any]:
@@ -38,38 +56,13 @@ def canonical(recipe: Recipe, infos: Mapping[str, SourceInfo]) -> dict[str, Any]
 
     Args:
         recipe: the recipe.
-        infos: alias -> what is known of it, for every source.
+        infos: alias -> what is known of it, for every source; a nested recipe may be missing whose own sources are
+            sources of this recipe too.
 
     Raises:
         RecipeError: when a source is not known, or the recipe does not fit the sources' depths.
     """
-    for alias in recipe.sources:
-        if alias not in infos:
-            raise RecipePathError(("sources", alias), "nothing is known of the content of this source")
-    expanded = expand(recipe, {alias: infos[alias].num_layers for alias in recipe.sources})
-    form: dict[str, Any] = {
-        "version": _VERSION,
-        "dtype": expanded.dtype,
-        "tokenizer": _tokenizer(recipe, infos),
-    }
-    blends: list[dict[str, Any]] = []
-    if expanded.segments:
-        form["depth"] = len(expanded.layers)
-        form["segments"] = _segments(expanded, infos)
-        blends += [segment["blend"] for segment in form["segments"]]
-    else:
-        form["embeddings"] = _blend(expanded.embeddings, infos, None)
-        form["head"] = _blend(expanded.head, infos, None)
-        form["layers"] = [
-            {"scale": layer.scale}
-            | {module: _blend(blend, infos, layer.take) for module, blend in layer.blends.items()}
-            for layer in expanded.layers
-        ]
-        blends += [form["embeddings"], form["head"]]
-        blends += [layer[module] for layer in form["layers"] for module in layer if module != "scale"]
-    if any(operators.get(blend["method"]).random for blend in blends):
-        form["seed"] = expanded.seed
-    return form
+    return _Model(recipe, infos).form()
 
 
 def identity(recipe: Recipe, infos: Mapping[str, SourceInfo]) -> str:
@@ -78,62 +71,210 @@ def identity(recipe: Recipe, infos: Mapping[str, SourceInfo]) -> str:
     Raises:
         RecipeError: as `canonical` does.
     """
-    text = json.dumps(canonical(recipe, infos), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _digest(canonical(recipe, infos))
+
+
+class _Model:
+    """A recipe over known sources: its canonical form, and what in it is a copy of what."""
+
+    def __init__(self, recipe: Recipe, infos: Mapping[str, SourceInfo]) -> None:
+        self.recipe = recipe
+        self._infos = infos
+        self._nested: dict[str, _Model] = {}
+        for alias, config in recipe.sources.items():
+            inner = self._known_inside(alias)
+            if isinstance(config.model, Recipe) and inner is not None:
+                self._nested[alias] = _Model(config.model, inner)
+            elif alias not in infos:
+                raise RecipePathError(("sources", alias), "nothing is known of the content of this source")
+        self.expanded = expand(recipe, {alias: self._depth(alias) for alias in recipe.sources})
+        self._products = _products([layer.scale for layer in self.expanded.layers])
+
+    def form(self) -> dict[str, Any]:
+        """Return the canonical form."""
+        origin = self.whole_copy()
+        if origin in self._nested and self._nested[origin].recipe.dtype in ("float32", self.recipe.dtype):
+            return self._nested[origin].form() | {"dtype": self.recipe.dtype}
+        form: dict[str, Any] = {
+            "version": _VERSION,
+            "dtype": self.recipe.dtype,
+            "tokenizer": self._tokenizer(),
+        }
+        blends: list[dict[str, Any]] = []
+        if self.expanded.segments:
+            form["depth"] = len(self.expanded.layers)
+            form["segments"] = self._segments()
+            blends += [segment["blend"] for segment in form["segments"]]
+        else:
+            form["embeddings"] = self._blend(self.expanded.embeddings, _EMBEDDINGS)
+            form["head"] = self._blend(self.expanded.head, _HEAD)
+            form["layers"] = [self._layer(index) for index in range(len(self.expanded.layers))]
+            blends += [form["embeddings"], form["head"]]
+            blends += [layer[module] for layer in form["layers"] for module in MODULES]
+        if any(operators.get(blend["method"]).random for blend in blends):
+            form["seed"] = self.expanded.seed
+        return form
+
+    # ---- sources
+
+    def _known_inside(self, alias: str) -> Mapping[str, SourceInfo] | None:
+        """Return what is known of the sources of a nested recipe; None where that is not enough, or it is none."""
+        config = self.recipe.sources[alias]
+        if not isinstance(config.model, Recipe) or config.adapter is not None:
+            return None
+        info = self._infos.get(alias)
+        if info is not None and info.inner is not None:
+            return info.inner
+        known: dict[str, SourceInfo] = {}
+        for name, source in config.model.sources.items():
+            same = [outer for outer, own in self.recipe.sources.items() if own == source and outer in self._infos]
+            if not same:
+                return None
+            known[name] = self._infos[same[0]]
+        return known
+
+    def _depth(self, alias: str) -> int:
+        nested = self._nested.get(alias)
+        return len(nested.expanded.layers) if nested is not None else self._infos[alias].num_layers
+
+    def _content_hash(self, alias: str) -> str:
+        """Return the content hash under which a source's weights are known to methods that draw random numbers."""
+        if alias in self._infos:
+            return self._infos[alias].content_hash
+        return f"recipe:{_digest(self._nested[alias].form())}"
+
+    def content(self, alias: str) -> str:
+        """Return the content hash of a source; where it is nothing but a copy, of what it copies."""
+        nested = self._nested.get(alias)
+        origin = nested.whole_copy() if nested is not None else None
+        if nested is None or origin is None or nested.recipe.dtype != "float32":
+            return self._content_hash(alias)
+        return nested.content(origin)
+
+    def _tokenizer(self) -> Any:
+        config = self.recipe.tokenizer
+        if config is not None and config.union is not None:
+            return {"union": [self.tokenizer_of(alias) for alias in config.union], "missing": config.missing}
+        source = self.tokenizer_source()
+        return self.tokenizer_of(source) if source is not None else None
+
+    def tokenizer_source(self) -> str | None:
+        """Return the alias whose tokenizer this model has as it is, or None."""
+        config = self.recipe.tokenizer
+        return self.recipe.base if config is None else config.from_
+
+    def tokenizer_of(self, alias: str) -> str:
+        """Return the content hash of the source whose tokenizer a source has."""
+        nested = self._nested.get(alias)
+        origin = nested.tokenizer_source() if nested is not None else None
+        if nested is None or origin is None:
+            return self._content_hash(alias)
+        return nested.tokenizer_of(origin)
+
+    # ---- copies
+
+    def copied_at(self, place: Place) -> str | None:
+        """Return the alias whose tensors stand at a place as they are, or None."""
+        return copied(simplified(self._blend_at(place))) if not self.expanded.segments else None
+
+    def _blend_at(self, place: Place) -> Blend:
+        if place[0] == "layer":
+            return self.expanded.layers[place[1]].blends[place[2]]
+        return self.expanded.embeddings if place[0] == "embeddings" else self.expanded.head
+
+    def taken_at(self, alias: str, place: Place) -> Place:
+        """Return the place of a source that stands at a place of this model."""
+        if place[0] != "layer":
+            return place
+        return "layer", self.expanded.layers[place[1]].take[alias], place[2]
+
+    def is_unscaled(self, place: Place) -> bool:
+        """Tell whether the scales leave the weights at a place alone (the final norm takes the last sign)."""
+        if place[0] == "layer":
+            return self._products is not None and self._products[place[1]] == 1.0
+        return place[0] == "embeddings" or (self._products is not None and self._products[-1] > 0)
+
+    def origin(self, alias: str, place: Place, dtype: str) -> list[str | int]:
+        """Return what really stands at a place of a source, if it is rounded to a type next (float32: never)."""
+        nested = self._nested.get(alias)
+        if nested is not None and nested.recipe.dtype in ("float32", dtype) and nested.is_unscaled(place):
+            inner = nested.copied_at(place)
+            if inner is not None:
+                return nested.origin(inner, nested.taken_at(inner, place), dtype)
+        return [self.content(alias), *([place[1]] if place[0] == "layer" else [])]
+
+    def whole_copy(self) -> str | None:
+        """Return the alias of which this model is a copy in every part, but for its type, or None."""
+        alias = self.copied_at(_EMBEDDINGS)
+        layers = self.expanded.layers
+        if alias is None or self.copied_at(_HEAD) != alias or len(layers) != self._depth(alias):
+            return None
+        for index, layer in enumerate(layers):
+            places: list[Place] = [("layer", index, module) for module in MODULES]
+            if layer.take.get(alias) != index or not all(map(self.is_unscaled, places)):
+                return None
+            if any(self.copied_at(place) != alias for place in places):
+                return None
+        source = self.tokenizer_source()
+        same = source is not None and self.tokenizer_of(source) == self.tokenizer_of(alias)
+        return alias if same else None
+
+    # ---- parts of the form
+
+    def _layer(self, index: int) -> dict[str, Any]:
+        layer = self.expanded.layers[index]
+        # Products that no float64 holds make no model; such a route is told apart by its scales.
+        scale = {"scale": layer.scale} if self._products is None else {"product": self._products[index]}
+        return scale | {module: self._blend(blend, ("layer", index, module)) for module, blend in layer.blends.items()}
+
+    def _segments(self) -> list[dict[str, Any]]:
+        segments: list[dict[str, Any]] = []
+        for segment in self.expanded.segments:
+            blend = self._blend(segment.blend, None)
+            if segments and segments[-1]["blend"] == blend:
+                segments.pop()
+            segments.append({"until": segment.until, "blend": blend})
+        return segments
+
+    def _blend(self, blend: Blend, place: Place | None) -> dict[str, Any]:
+        """Return the form of a blend at a place; None: at a range of the flat index."""
+        blend = simplified(blend)
+        copy = copied(blend)
+        is_random = operators.get(blend.method).random
+
+        def content(alias: str) -> list[str | int]:
+            if place is not None and alias == copy:
+                # What is divided by its scale was rounded before: that must not have changed it.
+                dtype = self.recipe.dtype if self.is_unscaled(place) else "float32"
+                return self.origin(alias, self.taken_at(alias, place), dtype)
+            name = self._content_hash(alias) if is_random else self.content(alias)
+            return [name, self.expanded.layers[place[1]].take[alias]] if place and place[0] == "layer" else [name]
+
+        shared = {name: value for name, value in blend.params.items() if not isinstance(value, tuple)}
+        each = {name: value for name, value in blend.params.items() if isinstance(value, tuple)}
+        sources = [
+            {"content": content(alias), "params": {name: _plain(values[index]) for name, values in each.items()}}
+            for index, alias in enumerate(blend.sources)
+        ]
+        return {
+            "method": blend.method,
+            "base": content(blend.base) if blend.base is not None else None,
+            "params": {name: _plain(value) for name, value in shared.items()},
+            "sources": sorted(sources, key=lambda source: json.dumps(source, sort_keys=True)),
+        }
+
+
+def _products(scales: list[float]) -> tuple[float, ...] | None:
+    """Return S_t = s_1·...·s_t of each layer, or None where one is no number other than 0."""
+    products: list[float] = []
+    for scale in scales:
+        products.append(scale * (products[-1] if products else 1.0))
+    return tuple(products) if all(math.isfinite(product) and product != 0 for product in products) else None
+
+
+def _digest(form: Mapping[str, Any]) -> str:
+    text = json.dumps(form, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _tokenizer(recipe: Recipe, infos: Mapping[str, SourceInfo]) -> Any:
-    config = recipe.tokenizer
-    if config is None:
-        return infos[recipe.base].content_hash if recipe.base is not None else None
-    if config.from_ is not None:
-        return infos[config.from_].content_hash
-    return {"union": [infos[alias].content_hash for alias in config.union or ()], "missing": config.missing}
-
-
-def _segments(expanded: ExpandedRecipe, infos: Mapping[str, SourceInfo]) -> list[dict[str, Any]]:
-    segments: list[dict[str, Any]] = []
-    for segment in expanded.segments:
-        blend = _blend(segment.blend, infos, None)
-        if segments and segments[-1]["blend"] == blend:
-            segments.pop()
-        segments.append({"until": segment.until, "blend": blend})
-    return segments
-
-
-def _blend(blend: Blend, infos: Mapping[str, SourceInfo], take: Mapping[str, int] | None) -> dict[str, Any]:
-    blend = _simplified(blend)
-
-    def content(alias: str) -> list[str | int]:
-        return [infos[alias].content_hash] if take is None else [infos[alias].content_hash, take[alias]]
-
-    shared = {name: value for name, value in blend.params.items() if not isinstance(value, tuple)}
-    each = {name: value for name, value in blend.params.items() if isinstance(value, tuple)}
-    sources = [
-        {"content": content(alias), "params": {name: _plain(values[index]) for name, values in each.items()}}
-        for index, alias in enumerate(blend.sources)
-    ]
-    return {
-        "method": blend.method,
-        "base": content(blend.base) if blend.base is not None else None,
-        "params": {name: _plain(value) for name, value in shared.items()},
-        "sources": sorted(sources, key=lambda source: json.dumps(source, sort_keys=True)),
-    }
-
-
-def _simplified(blend: Blend) -> Blend:
-    """Drop the sources of weight 0; where that leaves a base alone, the blend is a copy of it."""
-    weights = blend.params.get("weight")
-    if not isinstance(weights, tuple) or all(weight != 0 for weight in weights):
-        return blend
-    kept = [index for index, weight in enumerate(weights) if weight != 0]
-    if not kept and blend.base is not None:
-        return copy_of(blend.base)
-    params = {
-        name: tuple(value[index] for index in kept) if isinstance(value, tuple) else value
-        for name, value in blend.params.items()
-    }
-    return Blend(blend.method, tuple(blend.sources[index] for index in kept), blend.base, params)
 
 
 def _plain(value: Scalar) -> Scalar:

@@ -12,6 +12,7 @@ from evomerge.report.heatmap import draw_heatmap
 from evomerge.report.labels import number, plain, spread, wrapped
 from evomerge.report.pareto import draw_pareto_front
 from evomerge.report.points import candidate_groups, compared_values, reference_points
+from evomerge.report.route import is_route, plot_route, plot_route_population, with_nested
 from evomerge.report.style import ACCENT, DARK, MUTED, WARM, pad, styled
 from evomerge.run.view import Run
 
@@ -19,11 +20,15 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 __all__ = [
+    "is_route",
     "plot_coefficient_heatmap",
     "plot_hypervolume_history",
     "plot_objective_history",
     "plot_optimization_history",
     "plot_pareto_front",
+    "plot_route",
+    "plot_route_population",
+    "with_nested",
 ]
 
 _HEIGHT = 400
@@ -143,7 +148,7 @@ def plot_coefficient_heatmap(recipe: Recipe, infos: Mapping[str, SourceInfo], ti
     Rows are sources (times module groups, where those differ), columns the embeddings, the layers in order, the head.
     Methods without weights (slerp) show their share of the other source, `t`. Grey: the source takes no part.
     """
-    figure, height = draw_heatmap(recipe, infos)
+    figure, height = draw_heatmap(recipe, with_nested(recipe, infos))
     return styled(figure, title, height=height)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from evomerge import __version__
 from evomerge.errors import StateError
+from evomerge.recipe import Recipe, SourceInfo
 from evomerge.report import figures
 from evomerge.report.labels import number
 from evomerge.report.style import TITLE_PX
@@ -148,17 +149,40 @@ def _sections(run: Run, best: int) -> Iterator[_Section]:
         note = f"What the front dominates above the point ({point}): {number(run.archive().hypervolume())} at the end."
         yield _Section("hypervolume-history", "Hypervolume history", note, figures.plot_hypervolume_history(run))
     if run.state.started is not None:
-        heading, recipe = f"Coefficients of candidate {best}", run.recipe(best)
-        figure = figures.plot_coefficient_heatmap(recipe, source_infos(run.state.started), heading)
+        yield from _recipe_sections(run, best, source_infos(run.state.started))
+
+
+def _recipe_sections(run: Run, best: int, infos: Mapping[str, SourceInfo]) -> Iterator[_Section]:
+    """Yield what the best recipe is: its route, where it has one, and the coefficients of what it blends."""
+    recipe, routed = run.recipe(best), figures.is_route(run.recipe(best), infos)
+    if run.config.space.kind != "parameter":
+        note = "How often each layer is run, candidate by candidate in the order in which they were asked."
+        yield _Section("route-population", "Layers in use", note, figures.plot_route_population(run))
+    if routed:
+        heading = f"Route of candidate {best}"
         note = (
-            f"{_methods(run, best)}. Each source's share as the recipe has it, before any normalisation or scale. "
+            "The layers that the hidden stream passes, from left to right. Colour: the factor on the stream that "
+            "enters the layer, white for 1; diamonds: negative ones."
+        )
+        yield _Section("route", heading, note, figures.plot_route(recipe, infos, heading))
+        nested = ((alias, source.model) for alias, source in recipe.sources.items())
+        blends = {f" of source {alias}": model for alias, model in nested if isinstance(model, Recipe)}
+        if any(len(layer.take) > 1 for layer in recipe.layers or ()):
+            blends = {"": recipe, **blends}
+    else:
+        blends = {"": recipe}
+    for index, (owner, blend) in enumerate(blends.items()):
+        heading = f"Coefficients{owner} of candidate {best}"
+        note = (
+            f"{_methods(blend)}. Each source's share as the recipe has it, before any normalisation or scale. "
             "Grey: the source takes no part."
         )
-        yield _Section("coefficients", heading, note, figure)
+        key = "coefficients" if index == 0 else f"coefficients-{index}"
+        yield _Section(key, heading, note, figures.plot_coefficient_heatmap(blend, infos, heading))
 
 
-def _methods(run: Run, best: int) -> str:
-    blend = run.recipe(best).blend
+def _methods(recipe: Recipe) -> str:
+    blend = recipe.blend
     return f"Method {blend.method}" if blend is not None and blend.method else "Methods as in the recipe below"
 
 

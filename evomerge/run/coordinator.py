@@ -18,8 +18,8 @@ from typing import Literal, Protocol
 
 from evomerge.cluster.types import Completed, Executor, Failed, Job
 from evomerge.cluster.types import Retried as LostAttempt
-from evomerge.errors import EvaluationError
-from evomerge.fitness.types import Split
+from evomerge.errors import EvaluationError, StateError
+from evomerge.fitness.types import Evaluation, Split
 from evomerge.recipe import Recipe
 from evomerge.run.budget import Meter
 from evomerge.run.events import Asked, CandidateId, Evaluated, Event, Finished, Paused, Reference, Resumed, Retried
@@ -46,7 +46,11 @@ class Observer(Protocol):
     """Hears, about twice a second, how the coordinator is doing; what is journaled it reads in the journal."""
 
     def __call__(self, figures: Mapping[str, float | int | str]) -> None:
-        """Show the figures of searcher and executor."""
+        """Show the figures of searcher and executor; `draining` among them says why no more is begun.
+
+        When a drain begins it is called at once with that figure alone, in the midst of whatever a signal
+        interrupted: it may then write to a descriptor, and should do nothing else.
+        """
         ...
 
 
@@ -105,6 +109,7 @@ class Coordinator:
         self._waiting: list[tuple[str, Recipe, str]] = []
         self._repeats = 0
         self._draining: str | None = None
+        self._documents: dict[Split, Mapping[str, tuple[str, ...]]] = {}
         self._held: list[tuple[_Open, Failed]] | None = [] if not self._state.worker_seconds else None
 
     @property
@@ -114,7 +119,9 @@ class Coordinator:
 
     def drain(self, reason: str) -> None:
         """Ask for no further candidates, finish what is open, and pause."""
-        self._draining = self._draining or reason
+        if self._draining is None:
+            self._draining = reason
+            self._observer({DRAINING: reason})
 
     def run(self) -> Ending:
         """Run until the budget is spent, the searcher has finished, or `drain` was called.
@@ -297,6 +304,7 @@ class Coordinator:
                 reason=f"{event.kind}: {event.reason}",
                 attempt=event.attempt,
             )
+        self._check_documents(event.evaluation)
         path = None if event.evaluation.infeasible else self._scores.write(event.evaluation)
         return measured(
             self._problem.objectives,
@@ -305,6 +313,25 @@ class Coordinator:
             recipe_id=job.recipe_id,
             scores=path,
         )
+
+    def _check_documents(self, evaluation: Evaluation) -> None:
+        """Refuse documents that are not those of the scores before: a suite that was edited is another benchmark.
+
+        Raises:
+            StateError: naming the split.
+        """
+        split = evaluation.split
+        if not evaluation.documents:
+            return
+        if split not in self._documents:
+            earlier = (event.scores for event in self._state.of_split(split).values() if event.scores is not None)
+            first = next(earlier, None)
+            self._documents[split] = evaluation.documents if first is None else self._scores.read(first).documents
+        if self._documents[split] != evaluation.documents:
+            raise StateError(
+                f"{self._problem.suite.path}: the documents of the {split} split have changed since the run started; "
+                "restore the suite and its data, or start a new run"
+            )
 
     def _record(self, event: Evaluated, asked: Candidate | None) -> None:
         """Journal an outcome, then let the searcher hear it."""

@@ -13,7 +13,7 @@ from evomerge.run.events import CandidateId, Exported
 from evomerge.run.journal import JournalWriter
 from evomerge.run.lease import Lease
 from evomerge.run.outcomes import measured
-from evomerge.run.problem import NO_FOLDER, Problem, open_problem
+from evomerge.run.problem import NO_FOLDER, Problem, check_sources, open_problem
 from evomerge.run.storage import write_atomically
 from evomerge.run.view import Json, Run
 from evomerge.run.view import measured as as_json
@@ -46,6 +46,7 @@ def export_checkpoint(path: Path, out: Path, word: str = "best") -> Json:
         raise StateError(f"{out}: this exists already; give a folder that does not")
     note = None
     problem = open_problem(run.config)
+    check_sources(path, run.state.started, problem)
     try:
         with Lease(path):
             _unseal(run, problem, candidate)

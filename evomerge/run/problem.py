@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evomerge.catalog import find_document
+from evomerge.errors import StateError
 from evomerge.fitness import Objectives, ScorerSpec, Split, Suite, check_engine, check_fitness, load_suite
 from evomerge.recipe import Recipe, SourceInfo, identity
 from evomerge.run.config import RunConfig
+from evomerge.run.events import Event, Started
 from evomerge.run.folder import config_data
 from evomerge.run.replay import space_of
 from evomerge.search import Archive, Searcher, create_searcher
@@ -124,3 +126,18 @@ def open_problem(config: RunConfig, *, check_weights: bool = False) -> Problem:
         for alias, model in sources.models.items():
             check_finite(model, alias, parameter_names(model))
     return problem
+
+
+def check_sources(path: Path, started: Event | None, problem: Problem) -> None:
+    """Refuse sources that are not what they were when a run started: scores and weights of two models would be mixed.
+
+    Raises:
+        StateError: naming the first source that changed.
+    """
+    known = started.sources if isinstance(started, Started) else {}
+    for alias, info in problem.infos.items():
+        if alias in known and known[alias].content_hash != info.content_hash:
+            raise StateError(
+                f"{path}: sources.{alias}: the model has changed since the run started (its content hashes to "
+                f"{info.content_hash[:12]}, then to {known[alias].content_hash[:12]}); restore it, or start a new run"
+            )

@@ -123,7 +123,7 @@ def space_of(config: RunConfig, infos: Mapping[str, SourceInfo]) -> Space:
         config.space,
         sources=config.sources,
         base=config.base,
-        num_layers=next(iter(infos.values())).num_layers,
+        num_layers={alias: info.num_layers for alias, info in infos.items()},
         dtype=config.engine.dtype,
         tokenizer=config.tokenizer,
         seed=config.search.seed,

@@ -15,12 +15,12 @@ from evomerge.errors import ConfigError, StateError
 from evomerge.run.budget import Meter
 from evomerge.run.config import RunConfig
 from evomerge.run.coordinator import Coordinator, Ending, Observer, draining_on_signals, unobserved
-from evomerge.run.events import Budget, Event, SourceRecord, Started
+from evomerge.run.events import Budget, SourceRecord, Started
 from evomerge.run.folder import MAY_CHANGE, RunFolder, config_data, config_digest
 from evomerge.run.journal import JournalWriter
 from evomerge.run.lease import Lease
 from evomerge.run.load import apply_overrides
-from evomerge.run.problem import Problem, open_problem
+from evomerge.run.problem import Problem, check_sources, open_problem
 from evomerge.run.replay import replay
 
 ExecutorFactory = Callable[[Problem], Executor]
@@ -118,7 +118,7 @@ def _work(
 ) -> Result:
     with Lease(folder.path), JournalWriter(folder.journal) as journal:
         events = journal.events or (journal.append(_started(problem)),)
-        _check_sources(folder, events[0], problem)
+        check_sources(folder.path, events[0], problem)
         replayed = replay(
             events,
             problem.searcher(),
@@ -147,17 +147,6 @@ def _work(
         finally:
             workers.close()
     return Result(folder.path, ending)
-
-
-def _check_sources(folder: RunFolder, started: Event, problem: Problem) -> None:
-    """Refuse sources that are not what they were when the run started: scores of two models would be mixed."""
-    known = started.sources if isinstance(started, Started) else {}
-    for alias, info in problem.infos.items():
-        if alias in known and known[alias].content_hash != info.content_hash:
-            raise StateError(
-                f"{folder.path}: sources.{alias}: the model has changed since the run started (its weights hash to "
-                f"{info.content_hash[:12]}, then {known[alias].content_hash[:12]}); restore it, or start a new run"
-            )
 
 
 def _started(problem: Problem) -> Started:

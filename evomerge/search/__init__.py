@@ -9,20 +9,26 @@ A searcher is driven by hand with `ask` and `tell`, with no cluster and no files
 
 from __future__ import annotations
 
+from evomerge import seeds
 from evomerge.documents import did_you_mean
 from evomerge.errors import ConfigError
 from evomerge.search.archive import Archive, Entry, HistoryPoint
+from evomerge.search.cat_cma import CatCma, CatCmaOptions
 from evomerge.search.cma_es import CmaEs, CmaEsOptions
 from evomerge.search.config import SearchConfig
 from evomerge.search.genomes import genome_from_unit, unit_from_genome
 from evomerge.search.random_search import RandomOptions, RandomSearch
 from evomerge.search.scalar import Scalarize, scalarize
+from evomerge.search.staged import StagedSearch, Stages
 from evomerge.search.types import Candidate, Outcome, Samples, Searcher, State
+from evomerge.spaces.joint import JointSpace
 from evomerge.spaces.types import Space
 
 __all__ = [
     "Archive",
     "Candidate",
+    "CatCma",
+    "CatCmaOptions",
     "CmaEs",
     "CmaEsOptions",
     "Entry",
@@ -34,6 +40,8 @@ __all__ = [
     "Scalarize",
     "SearchConfig",
     "Searcher",
+    "StagedSearch",
+    "Stages",
     "State",
     "create_searcher",
     "genome_from_unit",
@@ -42,7 +50,11 @@ __all__ = [
     "unit_from_genome",
 ]
 
-_SEARCHERS: dict[str, type[CmaEs | RandomSearch]] = {"cma_es": CmaEs, "random": RandomSearch}
+_SEARCHERS: dict[str, type[CmaEs | CatCma | RandomSearch]] = {
+    "cat_cma": CatCma,
+    "cma_es": CmaEs,
+    "random": RandomSearch,
+}
 
 
 def searcher_names() -> tuple[str, ...]:
@@ -61,4 +73,25 @@ def create_searcher(config: SearchConfig, space: Space) -> Searcher:
         raise ConfigError(f"search.searcher: there is no searcher {config.searcher!r}{hint}")
     if not space.dimensions:
         raise ConfigError("space: nothing varies, so there is nothing to search; give a parameter a range [low, high]")
-    return _SEARCHERS[config.searcher](space, seed=config.seed, options=config.options, scalarize=config.scalarize)
+    if isinstance(space, JointSpace) and space.schedule != "together":
+        return _staged(config, space)
+    return _single(config, space, config.seed)
+
+
+def _single(config: SearchConfig, space: Space, seed: int) -> Searcher:
+    return _SEARCHERS[config.searcher](space, seed=seed, options=config.options, scalarize=config.scalarize)
+
+
+def _staged(config: SearchConfig, space: JointSpace) -> Searcher:
+    stages = Stages(
+        parts=space.parts,
+        order=("parameter", "data_flow"),
+        evaluations=space.stage_evaluations,
+        repeat=space.schedule == "alternating",
+    )
+    return StagedSearch(
+        space,
+        stages,
+        lambda part, stage: _single(config, part, seeds.derive(config.seed, "stage", stage)),
+        scalarize=config.scalarize,
+    )

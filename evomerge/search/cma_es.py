@@ -12,13 +12,14 @@ from pydantic import Field
 
 from evomerge import seeds
 from evomerge.documents import StrictModel
-from evomerge.search.gaussian import MAX_STEP, GaussianSearch, Vector
+from evomerge.search.gaussian import MAX_STEP, GaussianSearch, Vector, min_step
 from evomerge.search.genomes import genome_from_unit, unit_from_genome
 from evomerge.search.ledger import Ledger
 from evomerge.search.options import parse_options
-from evomerge.search.scalar import Scalarize, scalarize
+from evomerge.search.ranking import NOTHING_YET, Standing, standing
+from evomerge.search.scalar import Scalarize
 from evomerge.search.types import Candidate, Outcome
-from evomerge.spaces.types import Dimension, Space
+from evomerge.spaces.types import Space
 
 SEPARABLE_ABOVE = 32
 """`diagonal: auto` keeps the covariance diagonal above this dimension: all of it takes of order n^2
@@ -32,8 +33,6 @@ MAX_LAG = 1
 diverges."""
 PLATEAU_FACTOR = 1.5
 """Factor of the step size after a generation of equals (pycma's `manage_plateaus`)."""
-DISCRETE_STEP = 0.2
-"""Smallest standard deviation along an int or choice dimension, in its steps (pycma's integer handling)."""
 
 
 class CmaEsOptions(StrictModel):
@@ -69,11 +68,6 @@ class _Sample:
     point: Vector
     restart: int
     generation: int
-
-
-_Standing = tuple[int, float]
-"""Sorts outcomes, best first."""
-_NOTHING_YET: _Standing = (3, 0.0)
 
 
 class CmaEs:
@@ -119,12 +113,12 @@ class CmaEs:
         self._seed = seed
         self._scalarize = scalarize
         self._ledger = Ledger(space)
-        self._min_steps = np.array([_min_step(dimension) for dimension in space.dimensions])
+        self._min_steps = np.array([min_step(dimension) for dimension in space.dimensions])
         self._samples: dict[int, _Sample] = {}
-        self._results: list[tuple[_Standing, int, Vector]] = []
+        self._results: list[tuple[Standing, int, Vector]] = []
         self._generation = 0
         self._num_dropped = 0
-        self._best = _NOTHING_YET
+        self._best = NOTHING_YET
         self._finished: str | None = None
         self._begin(restart=0)
 
@@ -142,7 +136,7 @@ class CmaEs:
             ValueError: for a candidate that was never asked or was told already.
             ConfigError: when the scalarisation does not fit the objectives.
         """
-        standing = self._standing(outcome)
+        rank = standing(outcome, self._scalarize)
         self._ledger.close(candidate)
         sample = self._samples.pop(candidate.id)
         if self._finished is not None:
@@ -150,7 +144,7 @@ class CmaEs:
         if sample.restart != self._restart or self._generation - sample.generation > MAX_LAG:
             self._num_dropped += 1
             return
-        self._results.append((standing, candidate.id, sample.point))
+        self._results.append((rank, candidate.id, sample.point))
         if len(self._results) == self._gaussian.population:
             self._update()
 
@@ -184,15 +178,6 @@ class CmaEs:
         self._samples[candidate.id] = _Sample(point, self._restart, self._generation)
         self._num_sampled += 1
         return candidate
-
-    def _standing(self, outcome: Outcome) -> _Standing:
-        if outcome.state == "feasible" and outcome.objectives:
-            score = scalarize(self._scalarize, outcome.objectives)
-            if math.isfinite(score):
-                return (0, -score)
-        if outcome.state == "infeasible" and 0 < outcome.violation < math.inf:
-            return (1, outcome.violation)
-        return (2, 0.0)
 
     def _update(self) -> None:
         ranked = sorted(self._results, key=lambda result: result[:2])
@@ -247,19 +232,10 @@ class CmaEs:
         )
         self._restart = restart
         self._num_sampled = 0
-        self._best = _NOTHING_YET
+        self._best = NOTHING_YET
         self._since_better = 0
 
     def _start(self, restart: int) -> Vector:
         if restart == 0 and self._options.start == "default":
             return unit_from_genome(self._space, self._space.start)
         return seeds.generator(self._seed, "cma_es start", restart).random(len(self._space.dimensions))
-
-
-def _min_step(dimension: Dimension) -> float:
-    """Return the smallest standard deviation along a dimension, as a share of its range; 0: any."""
-    if dimension.kind == "choice":
-        return DISCRETE_STEP / len(dimension.choices)
-    if dimension.kind == "int":
-        return DISCRETE_STEP / max(1.0, dimension.high - dimension.low)
-    return 0.0

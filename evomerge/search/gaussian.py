@@ -14,10 +14,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evomerge.spaces.types import Dimension
+
 Vector = NDArray[np.float64]
 
 MAX_STEP = 1.0 / 3.0
 """Largest standard deviation of a coordinate in the unit cube; beyond it sampling is all but uniform."""
+
+DISCRETE_STEP = 0.2
+"""Smallest standard deviation along an int or choice dimension, in its steps (pycma's integer handling)."""
+
+
+def min_step(dimension: Dimension) -> float:
+    """Return the smallest standard deviation along a dimension, as a share of its range; 0: any."""
+    if dimension.kind == "choice":
+        return DISCRETE_STEP / len(dimension.choices)
+    if dimension.kind == "int":
+        return DISCRETE_STEP / max(1.0, dimension.high - dimension.low)
+    return 0.0
 
 
 class GaussianSearch:

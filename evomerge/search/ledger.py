@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from evomerge.recipe import Recipe
 from evomerge.search.types import Candidate
 from evomerge.spaces.types import Genome, Space
 
@@ -24,9 +25,11 @@ class Ledger:
         """How many candidates were asked and not yet told."""
         return len(self._open)
 
-    def issue(self, genome: Genome, *, origin: str, parents: tuple[int, ...] = ()) -> Candidate:
-        """Return a new candidate with the next id."""
-        recipe = self._space.decode(genome)
+    def issue(
+        self, genome: Genome, *, origin: str, parents: tuple[int, ...] = (), recipe: Recipe | None = None
+    ) -> Candidate:
+        """Return a new candidate with the next id; the recipe is decoded unless the caller has it."""
+        recipe = self._space.decode(genome) if recipe is None else recipe
         candidate = Candidate(id=self._issued, genome=genome, recipe=recipe, parents=parents, origin=origin)
         self._open[candidate.id] = candidate
         self._issued += 1

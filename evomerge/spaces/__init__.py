@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from evomerge.errors import NotBuiltError
+from evomerge.errors import ConfigError
 from evomerge.recipe import SourceConfig, TokenizerConfig
 from evomerge.spaces.config import GroupsConfig, Range, SpaceConfig
+from evomerge.spaces.data_flow import DataFlowSpace
+from evomerge.spaces.joint import JointSpace
 from evomerge.spaces.parameter import ParameterSpace
 from evomerge.spaces.reading import read_space
 from evomerge.spaces.types import Dimension, Genome, Space, Value
 
 __all__ = [
+    "DataFlowSpace",
     "Dimension",
     "Genome",
     "GroupsConfig",
+    "JointSpace",
     "ParameterSpace",
     "Range",
     "Space",
@@ -30,26 +34,38 @@ def create_space(
     *,
     sources: Mapping[str, SourceConfig],
     base: str | None,
-    num_layers: int,
+    num_layers: int | Mapping[str, int],
     dtype: str = "bfloat16",
     tokenizer: TokenizerConfig | None = None,
     seed: int = 0,
 ) -> Space:
-    """Build the space of a search file's `space:` section; see `ParameterSpace` for the arguments.
+    """Build the space of a search file's `space:` section.
+
+    Args:
+        config: the section.
+        sources: alias -> source, the base included.
+        base: alias of the base, if any.
+        num_layers: layers of every source, by alias where they differ.
+        dtype: of the merged weights, as in a recipe.
+        tokenizer: as in a recipe.
+        seed: of random masks, as in a recipe.
 
     Raises:
         ConfigError: when the section does not fit the methods or the sources.
-        NotBuiltError: for a kind of space that this version does not have.
     """
-    if config.kind != "parameter":
-        text = f"spaces of kind {config.kind!r} are not built yet; use `kind: parameter`"
-        raise NotBuiltError(f"space.kind: {text}")
+    depths = {alias: num_layers if isinstance(num_layers, int) else num_layers[alias] for alias in sources}
+    if config.kind == "data_flow":
+        return DataFlowSpace(
+            config, sources=sources, depths=depths, base=base, dtype=dtype, tokenizer=tokenizer, seed=seed
+        )
+    if len(set(depths.values())) > 1:
+        listed = ", ".join(f"{alias} {depth}" for alias, depth in depths.items())
+        raise ConfigError(f"sources: they differ in depth ({listed}); a space of this kind merges layer by layer")
+    one_depth = next(iter(depths.values()))
+    if config.kind == "joint":
+        return JointSpace(
+            config, sources=sources, base=base, num_layers=one_depth, dtype=dtype, tokenizer=tokenizer, seed=seed
+        )
     return ParameterSpace(
-        config,
-        sources=sources,
-        base=base,
-        num_layers=num_layers,
-        dtype=dtype,
-        tokenizer=tokenizer,
-        seed=seed,
+        config, sources=sources, base=base, num_layers=one_depth, dtype=dtype, tokenizer=tokenizer, seed=seed
     )

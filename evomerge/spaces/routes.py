@@ -105,10 +105,11 @@ class Row:
             if row is None:
                 raise ConfigError(f"recipe: layers[{number}] takes layer {layer[1]} of {layer[0]!r}, not in this space")
             slot += 1 + (row - slot - 1) % len(self.layers)
-            if slot >= self.num_slots and row == self.last and number == len(layers) - 1:
+            if slot >= self.num_slots:
+                if row != self.last or number < len(layers) - 1:
+                    text = f"the route needs more than {self.repeats} repetitions at layers[{number}]"
+                    raise ConfigError(f"recipe: {text}; it is not in this space")
                 slot = self.num_slots
-            if slot > self.num_slots or (slot == self.num_slots and row != self.last):
-                raise ConfigError(f"recipe: the route needs more than {self.repeats} repetitions at layers[{number}]")
             steps.append(Step(slot, row))
         return steps
 
@@ -125,11 +126,6 @@ def route_depths(order: Sequence[str], depths: Mapping[str, int]) -> dict[str, i
     if len(order) < 2:
         raise ConfigError("space.order: a route needs the layers of two sources or more")
     return {alias: depths[alias] for alias in order}
-
-
-def plain_route(alias: str, depth: int) -> Route:
-    """Return the route that is one source as it stands."""
-    return tuple(Hop(alias, layer) for layer in range(depth))
 
 
 def route_recipe(

@@ -108,7 +108,8 @@ class EngineContract:
         assert engine.count_tokens([]) == []
 
     def test_facts_say_the_size_of_the_model(self, engine: Engine) -> None:
-        """A positive whole number of parameters."""
-        number = engine.facts()["parameters"]
-        assert number > 0
-        assert number == int(number)
+        """Positive whole numbers of parameters and of layers that are run."""
+        facts = engine.facts()
+        for number in (facts["parameters"], facts["hops"]):
+            assert number > 0
+            assert number == int(number)

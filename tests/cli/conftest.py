@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from evomerge.cli.main import run_command
+from evomerge.cluster import InlineExecutor
 from evomerge.documents import dump_yaml
 from evomerge.run.config import RunConfig
 from evomerge.run.load import load_config
 from evomerge.run.problem import Problem, open_problem
 from evomerge.run.session import start
-from tests.run.small import OBJECTIVES, AnalyticScorer, analytic_executor, write_problem
+from tests.run.small import OBJECTIVES, AnalyticScorer, write_problem
 
 SEARCH: dict[str, Any] = {
     "name": "small",
@@ -111,7 +112,7 @@ def config(problem: Path) -> RunConfig:
 def finished(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run; not to be changed."""
     path = tmp_path_factory.mktemp("finished") / "run"
-    start(config, path, executor=analytic_executor)
+    start(config, path, executor=steady_executor)
     return path
 
 
@@ -121,10 +122,21 @@ def run_copy(finished: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished, tmp_path / "run")
 
 
+class SteadyScorer(AnalyticScorer):
+    """The analytic scorer, where every recipe gives a working model."""
+
+    infeasible_below = 0
+
+
+def steady_executor(problem: Problem) -> InlineExecutor:
+    """Return an executor that scores in this process with the steady scorer."""
+    return InlineExecutor(problem.config.executor, lambda: SteadyScorer(problem))
+
+
 def opened_analytic(config: RunConfig, **more: Any) -> Problem:
-    """Open a problem that is scored by the analytic scorer."""
+    """Open a problem that is scored by the steady scorer."""
     problem = open_problem(config, **more)
-    return replace(problem, scorer=partial(AnalyticScorer, problem))
+    return replace(problem, scorer=partial(SteadyScorer, problem))
 
 
 @pytest.fixture

@@ -86,7 +86,9 @@ def test_an_unknown_key_of_a_suite(refused: Refused, tmp_path: Path) -> None:
 )
 def test_an_unknown_key_of_a_recipe(cli: Cli, problem: Path, tmp_path: Path, text: str, words: list[str]) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"recipe: 1\nsources: {{a: {{model: {problem / 'base'}}}, b: {{model: {problem / 'digits'}}}}}\n{text}")
+    recipe.write_text(
+        f"recipe: 1\nsources: {{a: {{model: {problem / 'base'}}}, b: {{model: {problem / 'digits'}}}}}\n{text}"
+    )
     cli("merge", recipe, tmp_path / "out").is_refusal(*words)
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
@@ -113,7 +115,11 @@ def test_a_source_that_cannot_be_merged(refused: Refused, tmp_path: Path, model:
 
 
 def _write_source(folder: Path, kind: str) -> None:
-    sizes: dict[str, dict[str, int]] = {"three-layers": {"layers": 3}, "wide": {"hidden": 32}, "many-words": {"vocab": 40}}
+    sizes: dict[str, dict[str, int]] = {
+        "three-layers": {"layers": 3},
+        "wide": {"hidden": 32},
+        "many-words": {"vocab": 40},
+    }
     if kind in sizes or kind in ("truncated", "cut-in-the-header", "no-config"):
         file = write_tiny_llama(folder, seed=5, **sizes.get(kind, {})) / "model.safetensors"
         if kind == "truncated":
@@ -167,9 +173,17 @@ def test_an_objective_that_is_not_arithmetic_over_metrics(refused: Refused, obje
     refused({"fitness.objectives": [objective]}, word)
 
 
-@pytest.mark.parametrize("text", ["letters.exact_match", "0 < letters.exact_match < 1", "open('x') > 0", "letters.x > 0"])
-def test_a_constraint_that_is_no_comparison_of_metrics(refused: Refused, text: str) -> None:
-    refused({"fitness.constraints": [text]}, text.split(" ")[0].split("(")[0])
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("letters.exact_match", "expected one comparison"),
+        ("0 < letters.exact_match < 1", "expected one comparison"),
+        ("open('x') > 0", "not allowed"),
+        ("letters.x > 0", "no metric 'letters.x'"),
+    ],
+)
+def test_a_constraint_that_is_no_comparison_of_metrics(refused: Refused, text: str, word: str) -> None:
+    refused({"fitness.constraints": [text]}, word)
 
 
 @pytest.mark.parametrize(
@@ -185,8 +199,7 @@ def test_a_constraint_that_is_no_comparison_of_metrics(refused: Refused, text: s
         ({"space.method": "ties", "space.parameters": {"density": [-1, 4]}}, ["density", "must lie in (0, 1]"]),
         ({"space.groups.layers": 20}, ["space.groups.layers", "2 layers"]),
         ({"space.method": "teis"}, ["search.yaml:", "space.method", "did you mean 'ties'?"]),
-        ({"space.kind": "data_flow"}, ["search.yaml:", "space.kind", "not built yet"]),
-        ({"space": {"from": "search_spaces/tise-per-block.yaml"}}, ["did you mean 'search_spaces/ties-per-block.yaml'?"]),
+        ({"space": {"from": "search_spaces/tise-per-block.yaml"}}, ["'search_spaces/ties-per-block.yaml'?"]),
         ({"space": {"method": "linear", "parameters": {"weight": 1.0, "normalize": True}}}, ["nothing to search"]),
         ({"base": None}, ["needs a base"]),
         ({"base": "bse"}, ["did you mean 'base'?"]),
@@ -281,7 +294,9 @@ class TestARunThatIsThere:
         other = problem / "other.yaml"
         before = snapshot(run_copy)
         for more in ([], ["--resume"]):
-            cli("run", other, "--out", run_copy, *more).is_refusal("belongs to another config", "search.seed is 0 there and 1")
+            cli("run", other, "--out", run_copy, *more).is_refusal(
+                "belongs to another config", "search.seed is 0 there and 1"
+            )
         assert snapshot(run_copy) == before
 
     def test_is_not_started_twice(self, cli: Cli, problem: Path, run_copy: Path) -> None:
@@ -328,6 +343,7 @@ class TestARunThatIsThere:
         write_tiny_llama(folder / "digits", seed=9)
         before = snapshot(tmp_path)
         cli("resume", tmp_path / "run", "--set", "budget.evaluations=20").is_refusal("sources.digits", "has changed")
+        cli("export", tmp_path / "run", tmp_path / "model").is_refusal("sources.digits", "has changed")
         after = snapshot(tmp_path)
         assert {name for name in after if after[name] != before.get(name)} <= {"run/coordinator.lock"}
 
@@ -344,10 +360,14 @@ class TestARunThatIsThere:
         cli("show", run_copy, candidate).is_refusal("no candidate", candidate)
         out = tmp_path / "out"
         for kind in ("checkpoint", "recipe", "mergekit"):
-            cli("export", run_copy, out, "--candidate", candidate, "--format", kind).is_refusal("no candidate", candidate)
+            cli("export", run_copy, out, "--candidate", candidate, "--format", kind).is_refusal(
+                "no candidate", candidate
+            )
         assert not out.exists()
 
-    def test_is_exported_to_a_place_that_is_free(self, cli: Cli, run_copy: Path, tmp_path: Path, analytic: None) -> None:
+    def test_is_exported_to_a_place_that_is_free(
+        self, cli: Cli, run_copy: Path, tmp_path: Path, analytic: None
+    ) -> None:
         out = tmp_path / "taken"
         out.mkdir()
         before = snapshot(tmp_path)

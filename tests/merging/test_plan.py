@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from evomerge.recipe import Recipe
 from evomerge.testing.checkpoints import write_tiny_llama
 
 Make = Callable[..., Recipe]
-TAKE = {"base": 0, "math": 0, "ja": 0}
 
 
 class TestNotBuilt:
@@ -33,10 +33,6 @@ class TestNotBuilt:
                 {"blend": None, "segments": [{"until": 10, "method": "linear"}, {"method": "linear"}]},
                 r"segments: piecewise blends cannot be built yet",
             ),
-            (
-                {"layers": [{"take": TAKE}, {"take": dict.fromkeys(TAKE, 1), "scale": 0.9}]},
-                r"layers\[1\]\.scale: scaled streams",
-            ),
         ],
     )
     def test_known_from_the_recipe(self, models: Path, make_recipe: Make, keys: dict[str, Any], text: str) -> None:
@@ -46,27 +42,6 @@ class TestNotBuilt:
             open_sources(recipe, models)
         with pytest.raises(NotBuiltError, match=text):
             plan(recipe, open_sources(make_recipe(), models))
-
-    @pytest.mark.parametrize(
-        ("layers", "text"),
-        [
-            ([{"take": TAKE}, {"take": {"math": 0}}], r"layers\[1\]\.take\.math: a route through layer 0"),
-            ([{"take": {"math": 1}}, {"take": {"math": 0}}], r"layers\[0\]\.take\.math: a route through layer 1"),
-            ([{"take": TAKE}], "layers: 1 output layers from sources of 2"),
-        ],
-    )
-    def test_known_from_the_sources(
-        self, models: Path, make_recipe: Make, layers: list[dict[str, Any]], text: str
-    ) -> None:
-        recipe = make_recipe(layers=layers)
-        with pytest.raises(NotBuiltError, match=text):
-            plan(recipe, open_sources(recipe, models))
-
-    def test_inside_a_nested_recipe(self, models: Path, make_recipe: Make) -> None:
-        inner = make_recipe(layers=[{"take": TAKE}]).to_mapping()
-        recipe = make_recipe(sources={"base": {"model": "base"}, "math": {"model": inner}}, blend={"method": "linear"})
-        with pytest.raises(NotBuiltError, match="layers: 1 output layers"):
-            open_sources(recipe, models)
 
 
 class TestOpening:
@@ -90,6 +65,13 @@ class TestOpening:
         sources = {"base": {"model": "base"}, "odd": {"model": inner}}
         with pytest.raises(SourceError, match="'base' has 2 layers, 'odd' has 3 layers"):
             open_sources(make_recipe(sources=sources, blend={"method": "linear"}), models)
+
+    def test_heads_must_be_laid_out_alike(self, models: Path, make_recipe: Make) -> None:
+        """Shapes do not show it: 2 heads of 8 have the projections of 4 heads of 4 each."""
+        file = models / "ja" / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "num_attention_heads": 4}))
+        with pytest.raises(SourceError, match="num_attention_heads is 2 in 'base' and 4 in 'ja'"):
+            open_sources(make_recipe(), models)
 
     def test_infos_are_content_hashes_and_depths(self, models: Path, make_recipe: Make) -> None:
         """A nested recipe's is its identity: equal recipes are equal sources."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from evomerge import operators
 from evomerge.operators.metadata import OperatorSpec, Parameter
 from evomerge.recipe import MODULES, Blend, Recipe, SourceInfo, canonical, expand, identity
+from evomerge.recipe.copies import copied, simplified
 
 ALIASES = ("origin", "math", "ja", "code_2", "x.y-z")
 METHODS = operators.names()
@@ -204,8 +205,12 @@ def test_any_number_that_counts_changes_the_identity(drawn: tuple[dict[str, Any]
     recipe = Recipe.from_mapping(drawn[0])
     infos = infos_of(recipe, drawn[1])
     document = spelled_out(recipe, drawn[1])
-    layer = data.draw(st.sampled_from(document["layers"]))
-    blend = layer["modules"][data.draw(st.sampled_from(MODULES))]
+    index = data.draw(st.integers(0, len(document["layers"]) - 1))
+    module = data.draw(st.sampled_from(MODULES))
+    blend = document["layers"][index]["modules"][module]
+    depths = dict.fromkeys(recipe.sources, drawn[1])
+    # Of a copy, nothing but the source counts.
+    assume(copied(simplified(expand(recipe, depths).layers[index].blends[module])) is None)
     spec = operators.get(blend["method"])
     parameter = data.draw(st.sampled_from([item for item in spec.parameters if item.kind == "float"]))
     value = data.draw(numbers(parameter))

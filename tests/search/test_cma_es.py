@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from evomerge.errors import ConfigError
 from evomerge.search import Candidate, CmaEs, Outcome, SearchConfig, create_searcher
 from evomerge.search.gaussian import GaussianSearch
+from evomerge.search.ranking import standing
 from evomerge.testing.searchers import drive, quadratic
 from evomerge.testing.spaces import BoxSpace
 
@@ -197,7 +198,6 @@ def test_infeasible_candidates_rank_behind_the_worst_feasible_by_violation() -> 
 
 def test_not_a_number_ranks_last() -> None:
     """A feasible outcome without a finite score counts as one that could not be measured."""
-    standing = CmaEs(BoxSpace())._standing
     outcomes = [
         Outcome("feasible", (0.9,)),
         Outcome("feasible", (-5.0,)),
@@ -205,13 +205,13 @@ def test_not_a_number_ranks_last() -> None:
         Outcome("infeasible", (3.0,), violation=0.2),
         Outcome("infeasible"),
     ]
-    assert sorted(outcomes, key=standing) == outcomes
+    assert sorted(outcomes, key=lambda outcome: standing(outcome, "mean")) == outcomes
     for unmeasured in (
         Outcome("failed"),
         Outcome("feasible", (math.nan,)),
         Outcome("infeasible", violation=math.nan),
     ):
-        assert standing(unmeasured) == standing(outcomes[-1])
+        assert standing(unmeasured, "mean") == standing(outcomes[-1], "mean")
 
 
 def test_convergence_ends_a_search_without_restarts() -> None:

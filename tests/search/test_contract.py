@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from evomerge.search import SearchConfig, Searcher, create_searcher
+from evomerge.search import CmaEs, RandomSearch, SearchConfig, Searcher, StagedSearch, Stages, create_searcher
 from evomerge.spaces.types import Space
 from evomerge.testing.searchers import SearcherContract
 from evomerge.testing.spaces import BoxSpace
@@ -70,3 +70,44 @@ class TestRandomInOneDimension(TestRandom):
     @pytest.fixture
     def space(self) -> BoxSpace:
         return BoxSpace(1, mixed=False)
+
+
+class TestCatCma(SearcherContract):
+    options: ClassVar[Mapping[str, Any]] = {}
+
+    def make(self, space: Space, seed: int) -> Searcher:
+        return create_searcher(SearchConfig(searcher="cat_cma", seed=seed, options=dict(self.options)), space)
+
+
+class TestCatCmaOverChoices(TestCatCma):
+    options: ClassVar[Mapping[str, Any]] = {"certainty": 0.9}
+
+    @pytest.fixture
+    def space(self) -> BoxSpace:
+        return BoxSpace(0)
+
+
+class TestCatCmaInOneDimension(TestCatCma):
+    @pytest.fixture
+    def space(self) -> BoxSpace:
+        return BoxSpace(1, mixed=False)
+
+
+class TestStaged(SearcherContract):
+    """The weights, then the rest, in turns."""
+
+    improves = False  # the last thirty candidates may all belong to the choices
+
+    def make(self, space: Space, seed: int) -> Searcher:
+        parts = {"weights": slice(0, 3), "rest": slice(3, 6)}
+        stages = Stages(parts=parts, order=("weights", "rest"), evaluations=17, repeat=True)
+        return StagedSearch(space, stages, lambda part, stage: CmaEs(part, seed=1000 * seed + stage))
+
+
+class TestStagedOnce(SearcherContract):
+    """The rest by chance, then the weights for ever."""
+
+    def make(self, space: Space, seed: int) -> Searcher:
+        parts = {"weights": slice(0, 3), "rest": slice(3, 6)}
+        stages = Stages(parts=parts, order=("rest", "weights"), evaluations=17, repeat=False)
+        return StagedSearch(space, stages, lambda part, stage: (CmaEs if stage else RandomSearch)(part, seed=seed))

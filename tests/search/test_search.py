@@ -22,12 +22,14 @@ POINTS = st.tuples(*[st.floats(0, 1)] * len(SPACE.dimensions))
 
 
 def test_every_name_gives_a_searcher() -> None:
-    assert searcher_names() == ("cma_es", "random")
+    assert searcher_names() == ("cat_cma", "cma_es", "random")
     for name in searcher_names():
         assert create_searcher(SearchConfig(searcher=name), SPACE).ask(1)[0].id == 0
 
 
-@pytest.mark.parametrize(("name", "hint"), [("cmaes", "did you mean 'cma_es'"), ("xyz", "known: cma_es, random")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("cmaes", "did you mean 'cma_es'"), ("xyz", "known: cat_cma, cma_es, random")]
+)
 def test_an_unknown_searcher_is_named_with_the_nearest_known(name: str, hint: str) -> None:
     with pytest.raises(ConfigError, match=hint):
         create_searcher(SearchConfig(searcher=name), SPACE)

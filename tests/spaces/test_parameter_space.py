@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evomerge import operators
-from evomerge.errors import ConfigError, NotBuiltError
+from evomerge.errors import ConfigError
 from evomerge.recipe import Recipe, SourceConfig, TokenizerConfig, expand
 from evomerge.spaces import Dimension, Genome, Space, SpaceConfig, create_space
 
@@ -247,10 +247,9 @@ def test_a_section_that_does_not_fit_is_refused(keys: dict[str, Any], text: str)
         space(**keys)
 
 
-@pytest.mark.parametrize("kind", ["data_flow", "joint"])
-def test_other_kinds_are_not_built_yet(kind: str) -> None:
-    with pytest.raises(NotBuiltError, match="are not built yet; use `kind: parameter`"):
-        space(kind=kind)
+def test_layers_merge_in_pairs_so_depths_must_agree() -> None:
+    with pytest.raises(ConfigError, match=r"they differ in depth \(base 2, math 2, ja 3\)"):
+        create_space(SpaceConfig(), sources=SOURCES, base="base", num_layers={"base": 2, "math": 2, "ja": 3})
 
 
 # ---- encode and decode are exact inverses
