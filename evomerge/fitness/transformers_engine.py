@@ -54,7 +54,7 @@ class TransformersEngine:
         self._base_dir = base_dir
         self._device = _device(config.device)
         # Layers left out, the template says nothing of depths; a recipe that needs equal ones is held to that.
-        self._sources = open_sources(template, base_dir, resident=True, any_depth=True)
+        self._all = self._sources = open_sources(template, base_dir, resident=True, any_depth=True)
         folder = self._folder(template.base or next(iter(template.sources)))
         tokenizer = template.tokenizer.from_ if template.tokenizer and template.tokenizer.from_ else None
         self._model: PreTrainedModel = build_model(folder, config, self._device)
@@ -128,7 +128,7 @@ class TransformersEngine:
     def close(self) -> None:
         """Free the model and the sources."""
         self._targets = {}
-        del self._model, self._lm, self._sources, self._own, self._routes
+        del self._model, self._lm, self._sources, self._all, self._own, self._routes
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -137,11 +137,16 @@ class TransformersEngine:
         return Path(self._sources.models[alias].folder)
 
     def _reopen_for(self, recipe: Recipe) -> None:
-        """Open other sources where a recipe names other ones, as one whose nested recipe is searched does."""
+        """Open other sources where a recipe names other ones, as one whose nested recipe is searched does.
+
+        Also where it takes its configuration from another one, as routes do, which start at any source: the exported
+        checkpoint will have that. The sources of the search stay open and resident in any case.
+        """
         known = self._sources.configs
         fits = all(known.get(alias) == config for alias, config in recipe.sources.items())
-        if not fits or recipe.base not in (None, self._sources.reference):
-            self._sources = open_sources(recipe, self._base_dir, resident=True, any_depth=True, like=self._sources)
+        reference = recipe.base if recipe.base is not None else next(iter(recipe.sources))
+        if not fits or reference != self._sources.reference:
+            self._sources = open_sources(recipe, self._base_dir, resident=True, any_depth=True, like=self._all)
             self._routes.forget(self._sources)
 
 

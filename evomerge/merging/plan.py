@@ -15,8 +15,7 @@ from evomerge.merging.routes import Hop, Route, read_route, route_config
 from evomerge.merging.sources import Sources
 from evomerge.merging.unbuilt import refuse_unbuilt
 from evomerge.operators.kernels.context import Kernel
-from evomerge.operators.kernels.inputs import SMALLEST_SUM
-from evomerge.recipe import Blend, ExpandedRecipe, Recipe, expand
+from evomerge.recipe import Blend, ExpandedRecipe, Recipe, copied, expand, simplified
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +180,8 @@ def _module_in_layer(module: Module) -> Literal["attention", "mlp", "other"]:
 
 
 def _prepare(blend: Blend, sources: Sources) -> tuple[Step | None, str | None]:
-    blend = _without_idle(blend)
-    copied_from = _copied(blend)
+    blend = simplified(blend)
+    copied_from = copied(blend)
     if copied_from is not None:
         return None, copied_from
     kernel = operators.load(operators.get(blend.method))
@@ -191,40 +190,4 @@ def _prepare(blend: Blend, sources: Sources) -> tuple[Step | None, str | None]:
 
 def copied_source(blend: Blend) -> str | None:
     """Return the source that a blend comes to bit by bit; None where it is a blend indeed."""
-    return _copied(_without_idle(blend))
-
-
-def _without_idle(blend: Blend) -> Blend:
-    """Drop sources of weight 0, which take no part: their tensors need not be read."""
-    weights = blend.params.get("weight")
-    if not isinstance(weights, tuple) or all(weights) or not any(weights):
-        return blend
-    kept = [index for index, weight in enumerate(weights) if weight]
-    params = {
-        name: tuple(value[index] for index in kept) if isinstance(value, tuple) else value
-        for name, value in blend.params.items()
-    }
-    return Blend(blend.method, tuple(blend.sources[index] for index in kept), blend.base, params)
-
-
-def _copied(blend: Blend) -> str | None:
-    """Return the source that a blend comes to: base + (source - base) would not give it to the last bit."""
-    spec = operators.get(blend.method)
-    weights = blend.params.get("weight")
-    if not isinstance(weights, tuple):
-        return None
-    if not any(weights):
-        return blend.base
-    others = {name: value for name, value in blend.params.items() if name not in ("weight", "normalize")}
-    plain = all(value == _everywhere(spec, name, value) for name, value in others.items())
-    if len(weights) > 1 or "single" not in spec.invariants or not plain:
-        return None
-    whole = weights[0] == 1.0
-    if blend.params.get("normalize") is True:
-        whole = abs(float(weights[0])) >= SMALLEST_SUM
-    return blend.sources[0] if whole else None
-
-
-def _everywhere(spec: operators.OperatorSpec, name: str, like: operators.Resolved) -> operators.Resolved:
-    default = spec.parameter(name).default
-    return (default,) * len(like) if isinstance(like, tuple) else default
+    return copied(simplified(blend))

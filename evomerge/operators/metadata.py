@@ -20,6 +20,8 @@ Setting = Scalar | Mapping[str, Scalar]
 """As written in a recipe: one value, or one value a source alias."""
 Resolved = Scalar | tuple[Scalar, ...]
 """As a kernel receives it: one value, or one value a source, in the order of the tensors."""
+SMALLEST_SUM = 1e-8
+"""A sum of weights nearer to zero than this divides by 1 instead (mergekit's rule)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

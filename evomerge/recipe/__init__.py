@@ -1,6 +1,7 @@
 """Recipes: immutable documents that fully determine a merged model's weights."""
 
 from evomerge.recipe.blends import Blend, BlendConfig, SegmentConfig
+from evomerge.recipe.copies import copied, simplified
 from evomerge.recipe.expansion import ExpandedLayer, ExpandedRecipe, ExpandedSegment, expand
 from evomerge.recipe.identity import SourceInfo, canonical, identity
 from evomerge.recipe.resolution import MODULES, Module
@@ -33,7 +34,9 @@ __all__ = [
     "SourceInfo",
     "TokenizerConfig",
     "canonical",
+    "copied",
     "expand",
     "identity",
     "read_recipe",
+    "simplified",
 ]

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from evomerge import operators
-from evomerge.operators.metadata import Resolved
+from evomerge.operators.metadata import SMALLEST_SUM, Resolved
 from evomerge.recipe.blends import Blend, copy_of
-
-SMALLEST_SUM = 1e-8
-"""Weights of a smaller sum are not divided by it (as in the kernels)."""
 
 
 def simplified(blend: Blend) -> Blend:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,25 @@ def test_a_nested_recipe_joins_the_pool_without_the_other_sources_being_read_aga
         assert torch.allclose(logits(engine.lm.model), logits(model), rtol=0, atol=ROUNDING)
         assert storage(layers(engine)[1]) == storage(layers(engine)[3])
         assert engine._sources.working("one", "lm_head.weight").data_ptr() == known
+
+
+def test_a_route_has_the_configuration_of_the_source_where_it_starts(
+    tmp_path: Path, write_model: Callable[..., Path]
+) -> None:
+    """As the exported checkpoint has it, whatever the search's own base is."""
+    for seed, name in enumerate(("one", "two")):
+        write_model(tmp_path / name, seed)
+    path = tmp_path / "two" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rms_norm_eps": 0.5}))
+    engine = start(tmp_path)
+    found = []
+    for order in (("one", "two"), ("two", "one")):
+        recipe = route(tmp_path, sources={name: {"model": str(tmp_path / name)} for name in order})
+        engine.load(recipe)
+        found.append(logits(engine.lm.model))
+        model = exported(recipe, tmp_path / order[0] / "out", tmp_path)
+        assert torch.allclose(found[-1], logits(model), rtol=0, atol=ROUNDING)
+    assert not torch.allclose(found[0], found[1], atol=0.01)
 
 
 @pytest.mark.filterwarnings("ignore")  # of kernels that are missing here, and of token ids beyond a tiny vocabulary

@@ -10,12 +10,10 @@ from torch import Tensor
 
 from evomerge.errors import SourceError
 from evomerge.operators.kernels.context import Context
-from evomerge.operators.metadata import Resolved
+from evomerge.operators.metadata import SMALLEST_SUM, Resolved
 
 _CPU_SPAN = 1 << 18
 _DEVICE_SPAN = 1 << 26
-SMALLEST_SUM = 1e-8
-"""A sum of weights nearer to zero than this divides by 1 instead (mergekit's rule)."""
 
 
 def flatten(tensors: Sequence[Tensor], context: Context) -> list[Tensor]:
