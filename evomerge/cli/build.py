@@ -20,12 +20,14 @@ _out_argument = click.argument("out", metavar="OUT", type=click.Path(path_type=P
 )
 @json_option
 def export(path: Path, out: Path, candidate: str, kind: str, *, as_json: bool) -> int:
-    """Write the best merge of RUN to OUT: a checkpoint that any server loads, or its recipe."""
+    """Write the best merge of RUN to OUT: a checkpoint that any server loads, its recipe, or a mergekit file.
+
+    The mergekit file is for data-flow routes (method passthrough).
+    """
     from evomerge.run.export import export_checkpoint, export_mergekit, export_recipe
 
-    if kind == "mergekit":
-        export_mergekit(path, candidate)
-    facts = export_recipe(path, out, candidate) if kind == "recipe" else export_checkpoint(path, out, candidate)
+    write = {"checkpoint": export_checkpoint, "recipe": export_recipe, "mergekit": export_mergekit}[kind]
+    facts = write(path, out, candidate)
     if as_json:
         print_json(facts)
         return 0

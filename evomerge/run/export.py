@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evomerge.cluster import InlineExecutor
 from evomerge.cluster.types import Completed, Failed, Job
-from evomerge.errors import EvaluationError, NotBuiltError, RunHeldError, StateError
+from evomerge.errors import EvaluationError, RunHeldError, StateError
 from evomerge.recipe import Recipe
 from evomerge.run.card import ScoreRow, SourceFacts, declared_license, model_card
 from evomerge.run.events import CandidateId, Exported
@@ -68,21 +68,31 @@ def export_recipe(path: Path, out: Path, word: str = "best") -> Json:
     """
     run = Run(path)
     candidate = run.resolve(word)
-    if out.exists():
-        raise StateError(f"{out}: this exists already; give a file that does not")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, run.recipe(candidate).to_yaml().encode())
+    _write_new(out, run.recipe(candidate).to_yaml())
     return {**_facts(run, candidate, out, "recipe"), "note": None}
 
 
-def export_mergekit(path: Path, word: str = "best") -> None:
-    """Refuse: a mergekit YAML cannot be written yet.
+def export_mergekit(path: Path, out: Path, word: str = "best") -> Json:
+    """Write a candidate as a mergekit YAML file; so far for routes that copy each layer from one source.
 
     Raises:
-        NotBuiltError: always.
+        NotBuiltError: for any other recipe; the text says which part mergekit's passthrough cannot express.
+        StateError: when there is no such candidate, or `out` exists.
     """
-    Run(path).resolve(word)
-    raise NotBuiltError("--format mergekit: not built yet; use --format recipe or --format checkpoint")
+    from evomerge.merging import open_sources, plan, to_mergekit_passthrough
+
+    run = Run(path)
+    candidate = run.resolve(word)
+    recipe = run.recipe(candidate)
+    _write_new(out, to_mergekit_passthrough(plan(recipe, open_sources(recipe, NO_FOLDER))))
+    return {**_facts(run, candidate, out, "mergekit"), "note": None}
+
+
+def _write_new(out: Path, text: str) -> None:
+    if out.exists():
+        raise StateError(f"{out}: this exists already; give a file that does not")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, text.encode())
 
 
 def _unseal(run: Run, problem: Problem, candidate: CandidateId) -> None:

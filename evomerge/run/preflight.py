@@ -6,7 +6,7 @@ from typing import Any
 
 from evomerge.run.card import declared_license
 from evomerge.run.config import RunConfig
-from evomerge.run.problem import NO_FOLDER, all_sources, open_problem
+from evomerge.run.problem import NO_FOLDER, open_problem, open_search_sources
 
 
 def preflight(config: RunConfig) -> dict[str, Any]:
@@ -16,10 +16,9 @@ def preflight(config: RunConfig) -> dict[str, Any]:
         EvomergeError: the first thing that would stop the search.
     """
     from evomerge.checkpoints import resolve_model
-    from evomerge.merging import open_sources
 
     problem = open_problem(config, check_weights=True)
-    opened = open_sources(all_sources(config, blend={"method": "linear"}), NO_FOLDER)
+    opened = open_search_sources(config)
     sources = {}
     for alias, source in config.sources.items():
         model = opened.models[alias]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evomerge.catalog import find_document
 from evomerge.errors import StateError
@@ -16,6 +17,9 @@ from evomerge.run.folder import config_data
 from evomerge.run.replay import space_of
 from evomerge.search import Archive, Searcher, create_searcher
 from evomerge.spaces import Space
+
+if TYPE_CHECKING:
+    from evomerge.merging import Sources
 
 NO_FOLDER = Path(Path.cwd().anchor)
 """Where relative names of a resolved configuration start: none is a local path, so the working folder must not
@@ -61,6 +65,9 @@ class Problem:
         config, wanted = self.config, self.config.references
         experts = [alias for alias in config.sources if alias != config.base]
         found: dict[str, Recipe] = {}
+        if len({info.num_layers for info in self.infos.values()}) > 1:
+            # Sources of different depth have no average, and each parent stands for itself.
+            return {f"parent:{alias}": self._alone(alias) for alias in config.sources} if wanted.parents else {}
         if wanted.parents:
             for alias in config.sources:
                 found[f"parent:{alias}"] = self._blend(method="linear", weight={alias: 1.0})
@@ -75,12 +82,31 @@ class Problem:
     def _blend(self, **blend: object) -> Recipe:
         return all_sources(self.config, blend=blend)
 
+    def _alone(self, alias: str) -> Recipe:
+        source = config_data(self.config)["sources"][alias]
+        blend = {"method": "linear", "weight": 1.0}
+        return Recipe.from_mapping(
+            {"recipe": 1, "sources": {alias: source}, "dtype": self.config.engine.dtype, "blend": blend}
+        )
+
 
 def all_sources(config: RunConfig, *, blend: Mapping[str, object]) -> Recipe:
     """Return a recipe over all sources of a search with one blend for the whole model."""
     data = config_data(config)
     keys = {key: data[key] for key in ("sources", "base", "tokenizer") if data[key] is not None}
     return Recipe.from_mapping({"recipe": 1, **keys, "dtype": config.engine.dtype, "blend": dict(blend)})
+
+
+def open_search_sources(config: RunConfig) -> Sources:
+    """Open the sources of a search; they may differ in depth where it searches routes alone.
+
+    Raises:
+        SourceError: a source that cannot be read or does not fit the others.
+    """
+    from evomerge.merging import open_sources
+
+    recipe = all_sources(config, blend={"method": "linear"})
+    return open_sources(recipe, NO_FOLDER, any_depth=config.space.kind == "data_flow")
 
 
 def open_problem(config: RunConfig, *, check_weights: bool = False) -> Problem:
@@ -96,15 +122,13 @@ def open_problem(config: RunConfig, *, check_weights: bool = False) -> Problem:
         NotBuiltError: a kind of search that this version cannot run.
     """
     from evomerge.checkpoints import check_finite, parameter_names
-    from evomerge.merging import open_sources
 
     check_engine(config.engine)
     suite = load_suite(find_document(config.fitness.suite, NO_FOLDER))
     objectives = check_fitness(config.fitness, suite)
-    Archive(
-        objectives.names, scalarize=config.search.scalarize
-    )  # refuses too many objectives, a wrong number of weights
-    sources = open_sources(all_sources(config, blend={"method": "linear"}), NO_FOLDER)
+    # Refuses too many objectives and a wrong number of weights.
+    Archive(objectives.names, scalarize=config.search.scalarize)
+    sources = open_search_sources(config)
     infos = dict(sources.infos)
     problem = Problem(
         config=config,

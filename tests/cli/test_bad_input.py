@@ -375,8 +375,10 @@ class TestARunThatIsThere:
             cli("export", run_copy, out, "--format", kind).is_refusal("taken", "exists already")
         assert snapshot(tmp_path) == before
 
-    def test_is_not_exported_for_mergekit_yet(self, cli: Cli, run_copy: Path, tmp_path: Path) -> None:
-        cli("export", run_copy, tmp_path / "out", "--format", "mergekit").is_refusal("not built yet")
+    def test_is_exported_for_mergekit_only_where_layers_are_copied(
+        self, cli: Cli, run_copy: Path, tmp_path: Path
+    ) -> None:
+        cli("export", run_copy, tmp_path / "out", "--format", "mergekit").is_refusal("copies each layer from one model")
         assert not (tmp_path / "out").exists()
 
 
