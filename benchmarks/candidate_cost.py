@@ -110,14 +110,20 @@ def coordinator_overhead(config: RunConfig, count: int) -> float:
     short = config.model_copy(update=more)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
-        start(short.model_copy(update={"budget": more["budget"].model_copy(update={"evaluations": 1})}), path / "warm",
-              executor=lambda problem: InlineExecutor(problem.config.executor, lambda: InstantScorer(problem)))
+        start(
+            short.model_copy(update={"budget": more["budget"].model_copy(update={"evaluations": 1})}),
+            path / "warm",
+            executor=lambda problem: InlineExecutor(problem.config.executor, lambda: InstantScorer(problem)),
+        )
         begun = time.perf_counter()
         open_problem(short)
         opening = time.perf_counter() - begun
         begun = time.perf_counter()
-        start(short, path / "timed",
-              executor=lambda problem: InlineExecutor(problem.config.executor, lambda: InstantScorer(problem)))
+        start(
+            short,
+            path / "timed",
+            executor=lambda problem: InlineExecutor(problem.config.executor, lambda: InstantScorer(problem)),
+        )
         return (time.perf_counter() - begun - opening) / count
 
 
@@ -141,8 +147,10 @@ def main() -> None:
     for stage, value in medians.items():
         print(f"{stage:<28}{1e3 * value:>10.2f}{value / total:>9.1%}")
     print(f"{'together':<28}{1e3 * total:>10.2f}")
-    print(f"\nThe whole coordinator with a scorer that answers at once: {1e3 * overhead:.1f} ms a candidate, "
-          f"{overhead / total:.1%} of the above")
+    print(
+        f"\nThe whole coordinator with a scorer that answers at once: {1e3 * overhead:.1f} ms a candidate, "
+        f"{overhead / total:.1%} of the above"
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import resource
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
 from multiprocessing import get_context
@@ -214,9 +214,9 @@ def run(name: str, arm: Arm, seed: int, evaluations: int) -> Row:
         searcher.tell(candidate, outcome)
     working = [(found.mean, recipe) for found, recipe in known.values() if found is not None]
     finalists = sorted(working, key=lambda pair: -pair[0])[:FINALISTS]
-    validated = [score(recipe, "validation") for _, recipe in finalists]
-    # Of equals on validation, the better one on the search split: it comes first, and `max` keeps the first.
-    best = max(range(len(finalists)), key=lambda place: found.mean if (found := validated[place]) else -1.0)
+    validated = [found.mean if (found := score(recipe, "validation")) else -1.0 for _, recipe in finalists]
+    # Of equals on validation, the better one on the search split: it comes first.
+    best = validated.index(max(validated))
     counts = {"asked": asked, "scored": len(known), "infeasible": len(known) - len(working)}
     return _row(name, seed, finalists[best][1], **counts)
 
@@ -225,10 +225,11 @@ def study(names: Sequence[str], seeds: Sequence[int], evaluations: int, workers:
     """Yield the rows as they come: references, then every arm with every seed."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that follow, one a core
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        first = pool.submit(references)
         known = arms(evaluations)
         jobs = [pool.submit(run, name, known[name], seed, evaluations) for seed in seeds for name in names]
-        yield from pool.submit(references).result()
-        for job in jobs:
+        yield from first.result()
+        for job in as_completed(jobs):
             yield job.result()
 
 
@@ -358,6 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for row in study(options.arms, options.seeds, options.evaluations, options.workers):
             rows.append(row)
             print(f"{time.perf_counter() - begun:5.0f} s  {row}", flush=True)
+        rows.sort(key=lambda row: -1 if row.seed is None else options.arms.index(row.arm) * 1000 + row.seed)
         print(table(rows))
         results = [asdict(row) for row in rows]
     if options.json:

@@ -4,11 +4,11 @@ The nouns of the Python interface are those of the command line::
 
     import evomerge
 
-    recipe = evomerge.Recipe.from_yaml(text)      # a document that determines a merged model
-    evomerge.merge("recipe.yaml", "model")        # build it
-    run = evomerge.load_run("runs/demo")          # read a run; never writes
+    recipe = evomerge.Recipe.from_yaml(text)  # a document that determines a merged model
+    evomerge.merge("recipe.yaml", "model")  # build it
+    run = evomerge.load_run("runs/demo")  # read a run; never writes
     search = evomerge.Search.from_file("search.yaml")
-    candidates = search.ask(8)                    # drive a searcher by hand: no cluster, no files
+    candidates = search.ask(8)  # drive a searcher by hand: no cluster, no files
 
 Names are imported on first use, so that `import evomerge` and `evomerge --help` answer at once.
 """

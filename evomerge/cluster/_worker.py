@@ -9,10 +9,9 @@ import time
 from dataclasses import dataclass
 
 from evomerge.cluster.faults import Fault
-from evomerge.cluster.types import ScorerFactory
+from evomerge.cluster.types import Job, ScorerFactory
 from evomerge.errors import StateError
-from evomerge.fitness.types import Evaluation, Scorer, Split
-from evomerge.recipe import Recipe
+from evomerge.fitness.types import Evaluation, Scorer
 
 _log = logging.getLogger(__name__)
 
@@ -49,13 +48,13 @@ class Worker:
             return Fault.of(error)
         return None
 
-    def score(self, recipe: Recipe, split: Split) -> Scored | Fault:
-        """Score a recipe."""
+    def score(self, job: Job) -> Scored | Fault:
+        """Score a job's recipe."""
         if self._scorer is None:
             return Fault.of(StateError("the worker was given a job before it had a scorer"))
         started = time.perf_counter()
         try:
-            evaluation = self._scorer.score(recipe, split)
+            evaluation = job.run(self._scorer)
         except (Exception, SystemExit) as error:  # noqa: BLE001  judged by the coordinator
             _log.exception("scoring raised")
             return Fault.of(error)

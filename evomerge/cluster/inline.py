@@ -106,7 +106,7 @@ class InlineExecutor:
     def _score(self, scorer: Scorer, lease: Lease) -> Event:
         started = time.perf_counter()
         try:
-            evaluation = scorer.score(lease.job.recipe, lease.job.split)
+            evaluation = lease.job.run(scorer)
         except (Exception, SystemExit) as error:  # noqa: BLE001  whatever scoring raises is the job's result
             _log.debug("scoring %s raised", lease.job.key, exc_info=True)
             fault = Fault.of(error)

@@ -193,7 +193,7 @@ class RayExecutor:
                     lease = self._leases.give(slot.name, time.monotonic())
                     if lease is None:
                         return
-                    slot.ref = slot.actor.score.remote(lease.job.recipe, lease.job.split)
+                    slot.ref = slot.actor.score.remote(lease.job)
 
     def _receive(self, slot: Slot) -> None:
         """Act on the answer of a worker."""

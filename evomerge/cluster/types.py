@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from evomerge.fitness.types import Evaluation, Scorer, Split
+from evomerge.fitness.types import Evaluation, Minibatch, Scorer, Split
 from evomerge.recipe import Recipe
 
 ScorerFactory = Callable[[], Scorer]
@@ -21,6 +21,14 @@ class Job:
     """Unique among the jobs of a run, for instance `12/search`."""
     recipe: Recipe
     split: Split
+    minibatch: Minibatch | None = None
+    """Score a random part of the split alone."""
+
+    def run(self, scorer: Scorer) -> Evaluation:
+        """Have it scored."""
+        if self.minibatch is None:
+            return scorer.score(self.recipe, self.split)
+        return scorer.score(self.recipe, self.split, self.minibatch)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from evomerge.fitness.config import EngineConfig, FitnessConfig, SuiteConfig
 from evomerge.fitness.objectives import Objectives, ObjectiveValue
 from evomerge.fitness.scorer import ScorerSpec, check_engine, create_scorer
 from evomerge.fitness.suite import Suite, check_fitness, load_suite
-from evomerge.fitness.types import SPLITS, Engine, Evaluation, Scorer, Split
+from evomerge.fitness.types import SPLITS, Engine, Evaluation, Minibatch, Scorer, Split
 
 __all__ = [
     "SPLITS",
@@ -15,6 +15,7 @@ __all__ = [
     "EngineConfig",
     "Evaluation",
     "FitnessConfig",
+    "Minibatch",
     "ObjectiveValue",
     "Objectives",
     "Scorer",

@@ -14,7 +14,7 @@ from evomerge.errors import ConfigError, EvaluationError, EvomergeError, Infeasi
 from evomerge.fitness.config import EngineConfig
 from evomerge.fitness.gate import Gate, GateConfig
 from evomerge.fitness.suite import Suite, load_suite
-from evomerge.fitness.types import Engine, Evaluation, Split
+from evomerge.fitness.types import Engine, Evaluation, Minibatch, Split
 from evomerge.recipe import Recipe, SourceConfig, TokenizerConfig
 
 if TYPE_CHECKING:
@@ -42,12 +42,13 @@ class LmEvalScorer:
         probes = [item for kind in search.request_types for item in search.requests(kind)]
         self._gate = Gate(probes, gate or GateConfig())
 
-    def score(self, recipe: Recipe, split: Split) -> Evaluation:
+    def score(self, recipe: Recipe, split: Split, minibatch: Minibatch | None = None) -> Evaluation:
         """Build the recipe's model and score it on a split.
 
         Args:
             recipe: what to build.
             split: which documents.
+            minibatch: score a random part of them alone.
 
         Returns:
             Per-sample scores, or why the recipe gives no working model.
@@ -67,8 +68,11 @@ class LmEvalScorer:
                 with _clock(seconds, "gate"):
                     self._gate.check(self._engine.lm)
                 with _clock(seconds, "score"):
-                    scores = self._splits[split].score(self._engine.lm, self._engine.count_tokens)
-        except InfeasibleError as error:
+                    tasks = self._splits[split]
+                    part = tasks if minibatch is None else tasks.part(minibatch)
+                    scores = part.score(self._engine.lm, self._engine.count_tokens)
+        except (InfeasibleError, NotBuiltError) as error:
+            # A route that cannot be folded gives no model, as a merge that is not finite gives none.
             return Evaluation(split=split, seconds=seconds, infeasible=str(error))
         return Evaluation(
             split=split,
@@ -87,7 +91,7 @@ class LmEvalScorer:
         from evomerge.fitness.tasks import SplitTasks
 
         if split not in self._splits:
-            self._splits[split] = SplitTasks(self._suite, split, self._engine.lm)
+            self._splits[split] = SplitTasks.build(self._suite, split, self._engine.lm)
         return self._splits[split]
 
 

@@ -9,6 +9,8 @@ sample.
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from evomerge.fitness.config import TaskConfig
 from evomerge.fitness.objectives import RESPONSE_TOKENS
 from evomerge.fitness.splits import assign, document_hash
 from evomerge.fitness.suite import LOG_LIKELIHOOD, Suite
-from evomerge.fitness.types import Split
+from evomerge.fitness.types import Minibatch, Split
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -66,9 +68,18 @@ class Scores:
 
 
 class SplitTasks:
-    """Every task of a suite on one split, with requests ready to be sent to a model again and again."""
+    """Every task of a suite on one split, with requests ready to be sent to a model again and again.
 
-    def __init__(self, suite: Suite, split: Split, lm: LM) -> None:
+    Args:
+        entries: the tasks of each entry of the suite, by its name.
+    """
+
+    def __init__(self, entries: Mapping[str, tuple[Leaf, ...]]) -> None:
+        self._entries = entries
+        self._by_type = _requests_by_type(entries)
+
+    @classmethod
+    def build(cls, suite: Suite, split: Split, lm: LM) -> SplitTasks:
         """Load the tasks and build their requests.
 
         Args:
@@ -79,15 +90,11 @@ class SplitTasks:
         Raises:
             ConfigError: when a task cannot be loaded, or the split has too few documents.
         """
-        self.split = split
-        self._entries: dict[str, tuple[Leaf, ...]] = {
-            entry.task: _build(suite, entry, split, lm) for entry in suite.config.tasks
-        }
-        self._by_type: dict[str, list[Instance]] = {}
-        for leaf in self._leaves():
-            for instance in leaf.instances():
-                # `K` copies of a request that is repeated K times, as the evaluator does.
-                self._by_type.setdefault(instance.request_type, []).extend([instance] * (instance.repeats or 1))
+        return cls({entry.task: _build(suite, entry, split, lm) for entry in suite.config.tasks})
+
+    def part(self, minibatch: Minibatch) -> SplitTasks:
+        """Return the same tasks on a random part of their documents; nothing is built again."""
+        return SplitTasks({name: _part(leaves, minibatch) for name, leaves in self._entries.items()})
 
     def requests(self, request_type: str) -> Sequence[Instance]:
         """Return all requests of a type, repeats included."""
@@ -145,6 +152,35 @@ class SplitTasks:
             for instance in leaf.instances():
                 instance.resps = []
                 instance.filtered_resps = {}
+
+
+def _requests_by_type(entries: Mapping[str, tuple[Leaf, ...]]) -> dict[str, list[Instance]]:
+    by_type: dict[str, list[Instance]] = {}
+    for leaves in entries.values():
+        for leaf in leaves:
+            for instance in leaf.instances():
+                # `K` copies of a request that is repeated K times, as the evaluator does.
+                by_type.setdefault(instance.request_type, []).extend([instance] * (instance.repeats or 1))
+    return by_type
+
+
+def _part(leaves: tuple[Leaf, ...], minibatch: Minibatch) -> tuple[Leaf, ...]:
+    """Choose documents of one entry of the suite by the hash of their own hash and the draw, in their order."""
+
+    def lot(document: Document) -> bytes:
+        return hashlib.sha256(f"{minibatch.draw} {document.digest}".encode()).digest()
+
+    lots = sorted(lot(document) for leaf in leaves for document in leaf.documents)
+    limit = lots[min(minibatch.documents, len(lots)) - 1]
+    chosen = []
+    for leaf in leaves:
+        documents = tuple(document for document in leaf.documents if lot(document) <= limit)
+        if documents:
+            task = copy.copy(leaf.task)
+            # lm-eval's filters run over a task's requests, which it gives no other way to choose.
+            task._instances = [request for document in documents for request in document.requests]  # noqa: SLF001
+            chosen.append(Leaf(leaf.name, task, documents))
+    return tuple(chosen)
 
 
 def _build(suite: Suite, entry: TaskConfig, split: Split, lm: LM) -> tuple[Leaf, ...]:

@@ -19,6 +19,16 @@ SPLITS: tuple[Split, ...] = ("search", "validation", "test")
 
 
 @dataclass(frozen=True, slots=True)
+class Minibatch:
+    """A random part of a split's documents."""
+
+    documents: int
+    """Documents a task, >= 2; a task with fewer gives all it has."""
+    draw: int
+    """Seed: equal draws choose equal documents, whatever their order and number."""
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """What scoring one recipe on one split gave."""
 
@@ -40,8 +50,8 @@ class Evaluation:
 class Scorer(Protocol):
     """How good a recipe is. One scorer lives in one worker and is used by one thread."""
 
-    def score(self, recipe: Recipe, split: Split) -> Evaluation:
-        """Build the recipe's model and score it on a split.
+    def score(self, recipe: Recipe, split: Split, minibatch: Minibatch | None = None) -> Evaluation:
+        """Build the recipe's model and score it on a split, or on a minibatch of it.
 
         Raises:
             EvaluationError: for a failure that is not the recipe's and that another try may not meet.

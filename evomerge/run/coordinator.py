@@ -19,7 +19,7 @@ from typing import Literal, Protocol
 from evomerge.cluster.types import Completed, Executor, Failed, Job
 from evomerge.cluster.types import Retried as LostAttempt
 from evomerge.errors import EvaluationError, StateError
-from evomerge.fitness.types import Evaluation, Split
+from evomerge.fitness.types import Evaluation, Minibatch, Split
 from evomerge.recipe import Recipe
 from evomerge.run.budget import Meter
 from evomerge.run.events import Asked, CandidateId, Evaluated, Event, Finished, Paused, Reference, Resumed, Retried
@@ -30,6 +30,7 @@ from evomerge.run.replay import ReplayState
 from evomerge.run.scores import ScoreStore
 from evomerge.search import Archive, Scalarize, scalarize
 from evomerge.search.types import Candidate
+from evomerge.seeds import derive
 
 Ending = Literal["finished", "paused"]
 POLL_S = 0.5
@@ -239,7 +240,12 @@ class Coordinator:
     ) -> None:
         key = f"{who}/{split}"
         self._open[key] = _Open(candidate=who, recipe_id=recipe_id, split=split, asked=asked)
-        self._executor.submit(Job(key=key, recipe=recipe, split=split))
+        size = self._problem.config.search.minibatch
+        minibatch = None
+        if asked is not None and size is not None:
+            draw = derive(self._problem.config.search.seed, "minibatch", asked.generation)
+            minibatch = Minibatch(documents=size, draw=draw)
+        self._executor.submit(Job(key=key, recipe=recipe, split=split, minibatch=minibatch))
 
     def _settle(self) -> None:
         """Wait a moment for results, journal them, and let the searcher hear them."""
@@ -304,7 +310,8 @@ class Coordinator:
                 reason=f"{event.kind}: {event.reason}",
                 attempt=event.attempt,
             )
-        self._check_documents(event.evaluation)
+        if job.asked is None or self._problem.config.search.minibatch is None:
+            self._check_documents(event.evaluation)
         path = None if event.evaluation.infeasible else self._scores.write(event.evaluation)
         return measured(
             self._problem.objectives,
@@ -324,14 +331,20 @@ class Coordinator:
         if not evaluation.documents:
             return
         if split not in self._documents:
-            earlier = (event.scores for event in self._state.of_split(split).values() if event.scores is not None)
-            first = next(earlier, None)
+            first = self._first_scores(split)
             self._documents[split] = evaluation.documents if first is None else self._scores.read(first).documents
         if self._documents[split] != evaluation.documents:
             raise StateError(
                 f"{self._problem.suite.path}: the documents of the {split} split have changed since the run started; "
                 "restore the suite and its data, or start a new run"
             )
+
+    def _first_scores(self, split: Split) -> str | None:
+        """Return the first scores of a split that are not those of a minibatch."""
+        sampled = split == "search" and self._problem.config.search.minibatch is not None
+        outcomes = self._state.of_split(split).items()
+        whole = (event.scores for who, event in outcomes if event.scores and not (sampled and isinstance(who, int)))
+        return next(whole, None)
 
     def _record(self, event: Evaluated, asked: Candidate | None) -> None:
         """Journal an outcome, then let the searcher hear it."""

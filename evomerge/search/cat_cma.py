@@ -88,7 +88,9 @@ class CatCma:
         while len(candidates) < n and self._num_sampled < self._distribution.population:
             sample = self._distribution.sample()
             genome = genome_from_unit(self._space, sample.unit)
-            candidate = self._ledger.issue(genome, origin=f"cat_cma generation {self._generation}")
+            candidate = self._ledger.issue(
+                genome, origin=f"cat_cma generation {self._generation}", generation=self._generation
+            )
             self._samples[candidate.id] = sample
             self._num_sampled += 1
             candidates.append(candidate)

@@ -174,7 +174,9 @@ class CmaEs:
     def _draw(self) -> Candidate:
         point = self._gaussian.sample()
         genome = genome_from_unit(self._space, point[: self._gaussian.num_dimensions])
-        candidate = self._ledger.issue(genome, origin=f"cma_es generation {self._generation}")
+        candidate = self._ledger.issue(
+            genome, origin=f"cma_es generation {self._generation}", generation=self._generation
+        )
         self._samples[candidate.id] = _Sample(point, self._restart, self._generation)
         self._num_sampled += 1
         return candidate

@@ -16,6 +16,9 @@ class SearchConfig(StrictModel):
     seed: int = Field(default=0, ge=0)
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the searcher; each searcher declares its own and refuses unknown ones."""
+    minibatch: int | None = Field(default=None, ge=2)
+    """So many documents a task are drawn anew for each generation, in place of the whole search split; the finalists
+    are still scored on the whole validation split, which stays the same (Akiba et al. 2025, Methods)."""
     scalarize: Literal["mean", "min"] | tuple[float, ...] = "mean"
     """How single-objective searchers and `best` see several objectives: their mean, their minimum, or
     weights."""

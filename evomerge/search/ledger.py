@@ -26,11 +26,17 @@ class Ledger:
         return len(self._open)
 
     def issue(
-        self, genome: Genome, *, origin: str, parents: tuple[int, ...] = (), recipe: Recipe | None = None
+        self,
+        genome: Genome,
+        *,
+        origin: str,
+        generation: int = 0,
+        parents: tuple[int, ...] = (),
+        recipe: Recipe | None = None,
     ) -> Candidate:
         """Return a new candidate with the next id; the recipe is decoded unless the caller has it."""
         recipe = self._space.decode(genome) if recipe is None else recipe
-        candidate = Candidate(id=self._issued, genome=genome, recipe=recipe, parents=parents, origin=origin)
+        candidate = Candidate(self._issued, genome, recipe, parents, origin, generation)
         self._open[candidate.id] = candidate
         self._issued += 1
         return candidate

@@ -151,6 +151,7 @@ class StagedSearch:
         candidate = self._ledger.issue(
             self._view.whole(inner.genome),
             origin=f"{self._part} stage {self._stage}: {inner.origin}",
+            generation=inner.generation,
             parents=tuple(self._first_id + parent for parent in inner.parents),
             recipe=inner.recipe,
         )

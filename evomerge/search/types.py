@@ -29,6 +29,8 @@ class Candidate:
     """Ids of the candidates it was made from, if any."""
     origin: str = ""
     """How it came about, in words, for instance `cma_es generation 3`."""
+    generation: int = 0
+    """Candidates that are compared with each other share it; a minibatch is drawn anew for each generation."""
 
 
 @dataclass(frozen=True, slots=True)

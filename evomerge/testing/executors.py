@@ -24,7 +24,7 @@ import pytest
 from evomerge.cluster.config import ExecutorConfig
 from evomerge.cluster.types import Completed, Event, Executor, Failed, Job, Retried, ScorerFactory
 from evomerge.errors import SourceError, StateError
-from evomerge.fitness.types import Evaluation, Split
+from evomerge.fitness.types import Evaluation, Minibatch, Split
 from evomerge.recipe import Recipe
 from evomerge.testing.scorers import Behaviour, FunctionScorer, closeness, example_recipe, faulty
 
@@ -78,7 +78,7 @@ def peculiar(recipe: Recipe, split: Split) -> dict[str, np.ndarray[Any, Any]]:
 class _Infeasible:
     """A scorer whose every recipe gives no working model."""
 
-    def score(self, recipe: Recipe, split: Split) -> Evaluation:
+    def score(self, recipe: Recipe, split: Split, minibatch: Minibatch | None = None) -> Evaluation:  # noqa: ARG002
         return Evaluation(split, facts={"seed": float(recipe.seed)}, infeasible="logits are not finite")
 
     def close(self) -> None:

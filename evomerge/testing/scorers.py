@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.errors import EvaluationError, WorkerLostError
-from evomerge.fitness.types import SPLITS, Evaluation, Scorer, Split
+from evomerge.fitness.types import SPLITS, Evaluation, Minibatch, Scorer, Split
 from evomerge.recipe import Recipe
 
 Samples = Mapping[str, NDArray[np.float64]]
@@ -80,7 +80,7 @@ class FunctionScorer:
     def __init__(self, function: ScoreFunction = closeness) -> None:
         self._function = function
 
-    def score(self, recipe: Recipe, split: Split) -> Evaluation:
+    def score(self, recipe: Recipe, split: Split, minibatch: Minibatch | None = None) -> Evaluation:  # noqa: ARG002
         """Apply the function."""
         scores = self._function(recipe, split)
         samples = {name: np.asarray(values, dtype=np.float64) for name, values in scores.items()}
@@ -122,7 +122,7 @@ class FaultyScorer:
         self._plan = plan
         self._slow_s = slow_s
 
-    def score(self, recipe: Recipe, split: Split) -> Evaluation:
+    def score(self, recipe: Recipe, split: Split, minibatch: Minibatch | None = None) -> Evaluation:  # noqa: ARG002
         """Fail as planned, or score."""
         attempt = self._note_attempt(recipe.seed)
         behaviour = self._plan.get(recipe.seed)

@@ -15,6 +15,7 @@ from evomerge.errors import ConfigError, InfeasibleError
 from evomerge.fitness.splits import document_hash
 from evomerge.fitness.suite import load_suite
 from evomerge.fitness.tasks import SplitTasks
+from evomerge.fitness.types import Minibatch
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def lm(workplace: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def search(workplace: Path, lm: Any) -> SplitTasks:
-    return SplitTasks(load_suite(workplace / "suite.yaml"), "search", lm)
+    return SplitTasks.build(load_suite(workplace / "suite.yaml"), "search", lm)
 
 
 def count(lm: Any) -> Any:
@@ -127,7 +128,7 @@ def test_the_metrics_known_from_the_files_are_those_that_come(workplace: Path, s
 
 def test_splits_share_no_document_and_leave_none_out(workplace: Path, lm: Any) -> None:
     suite = load_suite(workplace / "suite.yaml")
-    parts = [SplitTasks(suite, split, lm) for split in ("search", "validation", "test")]
+    parts = [SplitTasks.build(suite, split, lm) for split in ("search", "validation", "test")]
     lines = (workplace / "tasks" / "data" / "test.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     seen = [item.digest for part in parts for item in part._entries["sums"][0].documents]
@@ -146,7 +147,7 @@ def test_repeats_are_asked_for_and_the_first_is_scored(
     text = (workplace / "tasks" / "sums.yaml").read_text() + "repeats: 3\n"
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "sums.yaml").write_text(text.replace("data/", f"{workplace}/tasks/data/"))
-    part = SplitTasks(load_suite(write_suite(tmp_path, [{"task": "sums"}])), "search", lm)
+    part = SplitTasks.build(load_suite(write_suite(tmp_path, [{"task": "sums"}])), "search", lm)
     number = len(part._entries["sums"][0].documents)
     assert len(part.requests("generate_until")) == 3 * number
     assert part.score(lm, count(lm)).samples["sums.exact_match"].shape == (number,)
@@ -165,7 +166,7 @@ def test_a_group_is_scored_as_one_task(
     (tasks / "more.yaml").write_text(text.replace("task: choices", "task: more"))
     (tasks / "group.yaml").write_text("group: both\ntask: [choices, more]\n")
     suite = load_suite(write_suite(tmp_path, [{"task": "both"}]))
-    scores = SplitTasks(suite, "search", lm).score(lm, count(lm))
+    scores = SplitTasks.build(suite, "search", lm).score(lm, count(lm))
     assert set(scores.samples) == {"both.acc", "both.acc_norm"}
     assert suite.metrics() == {"both": ("acc", "acc_norm")}
     half = scores.samples["both.acc"].size // 2
@@ -200,7 +201,7 @@ def test_nothing_is_printed(
     workplace: Path, lm: Any, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     level = logging.getLogger("lm_eval").level
-    SplitTasks(load_suite(workplace / "suite.yaml"), "search", lm).score(lm, count(lm))
+    SplitTasks.build(load_suite(workplace / "suite.yaml"), "search", lm).score(lm, count(lm))
     shown = capfd.readouterr()
     assert shown.out == ""
     assert shown.err == ""
@@ -227,7 +228,7 @@ def test_an_override_that_cannot_hold_is_refused(
     (tmp_path / "tasks").symlink_to(workplace / "tasks")
     suite = load_suite(write_suite(tmp_path, [entry]))
     with pytest.raises(ConfigError, match=fault):
-        SplitTasks(suite, "search", lm)
+        SplitTasks.build(suite, "search", lm)
 
 
 def test_generation_overrides_and_limits_hold(
@@ -235,8 +236,33 @@ def test_generation_overrides_and_limits_hold(
 ) -> None:
     (tmp_path / "tasks").symlink_to(workplace / "tasks")
     entry = {"task": "sums", "limit": 20, "num_fewshot": 1, "generation": {"max_gen_toks": 2}}
-    part = SplitTasks(load_suite(write_suite(tmp_path, [entry])), "search", lm)
+    part = SplitTasks.build(load_suite(write_suite(tmp_path, [entry])), "search", lm)
     requests = part.requests("generate_until")
     assert len(requests) < 20
     assert all(item.args[1]["max_gen_toks"] == 2 and item.args[1]["until"] == ["\n"] for item in requests)
     assert all(item.args[0].count("\n") == 1 for item in requests)
+
+
+def test_a_minibatch_is_a_part_of_the_documents_with_the_scores_they_have_in_the_whole(
+    workplace: Path, lm: Any
+) -> None:
+    whole = SplitTasks.build(load_suite(workplace / "suite.yaml"), "search", lm)
+    everything = whole.score(lm, count(lm))
+    part = whole.part(Minibatch(documents=5, draw=1)).score(lm, count(lm))
+    assert whole.part(Minibatch(documents=5, draw=1)).score(lm, count(lm)).documents == part.documents
+    assert whole.part(Minibatch(documents=5, draw=2)).score(lm, count(lm)).documents != part.documents
+    for task, digests in part.documents.items():
+        places = [everything.documents[task].index(digest) for digest in digests]
+        assert len(places) == 5
+        assert places == sorted(places)
+        for metric, values in part.samples.items():
+            if metric.startswith(f"{task}."):
+                np.testing.assert_allclose(values, everything.samples[metric][places], atol=1e-4)
+    assert whole.score(lm, count(lm)).documents == everything.documents
+
+
+def test_a_minibatch_larger_than_the_split_is_all_of_it(workplace: Path, lm: Any) -> None:
+    whole = SplitTasks.build(load_suite(workplace / "suite.yaml"), "search", lm)
+    assert whole.part(Minibatch(documents=10_000, draw=0)).score(lm, count(lm)).documents == (
+        whole.score(lm, count(lm)).documents
+    )

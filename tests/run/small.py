@@ -82,9 +82,7 @@ class AnalyticScorer:
             return Evaluation(split=split, infeasible="the weights are not finite")
         draw = np.random.Generator(np.random.Philox(int.from_bytes(digest[:8], "little")))
         samples = {name: (draw.random(DOCUMENTS) < digest[1] / 255).astype(np.float64) for name in OBJECTIVES}
-        documents = {
-            name.split(".")[0]: tuple(f"{split}{index}" for index in range(DOCUMENTS)) for name in OBJECTIVES
-        }
+        documents = {name.split(".")[0]: tuple(f"{split}{index}" for index in range(DOCUMENTS)) for name in OBJECTIVES}
         return Evaluation(split=split, samples=samples, documents=documents)
 
     def close(self) -> None:

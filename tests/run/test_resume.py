@@ -160,5 +160,3 @@ def test_the_same_file_and_seed_give_the_same_run(undisturbed: Path, config: Run
 def test_another_seed_gives_another_run(undisturbed: Path, problem_folder: Path, tmp_path: Path) -> None:
     start(small_search(problem_folder, evaluations=10, seed=1), tmp_path / "run", executor=analytic_executor)
     assert story(tmp_path / "run") != story(undisturbed)
-
-
