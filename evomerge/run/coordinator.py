@@ -8,12 +8,9 @@ it. Whatever instant the process dies at, a replay of the journal gives back exa
 from __future__ import annotations
 
 import os
-import signal
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Literal, Protocol
 
 from evomerge.cluster.types import Completed, Executor, Failed, Job
@@ -385,21 +382,3 @@ def finalists(archive: Archive, rule: Scalarize, count: int) -> tuple[int, ...]:
         key=lambda entry: (-scalarize(rule, entry.objectives), entry.id),
     )
     return tuple(sorted({*archive.front(), *(entry.id for entry in ranked[:count])}))
-
-
-@contextmanager
-def draining_on_signals(coordinator: Coordinator) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM drain the coordinator; a second one interrupts at once."""
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        del frame
-        if coordinator.is_draining:
-            raise KeyboardInterrupt
-        coordinator.drain("interrupted" if number == signal.SIGINT else "terminated")
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

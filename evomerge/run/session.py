@@ -14,7 +14,7 @@ from evomerge.documents import Document
 from evomerge.errors import ConfigError, StateError
 from evomerge.run.budget import Meter
 from evomerge.run.config import RunConfig
-from evomerge.run.coordinator import Coordinator, Ending, Observer, draining_on_signals, unobserved
+from evomerge.run.coordinator import Coordinator, Ending, Observer, unobserved
 from evomerge.run.events import Budget, SourceRecord, Started
 from evomerge.run.folder import MAY_CHANGE, RunFolder, config_data, config_digest
 from evomerge.run.journal import JournalWriter
@@ -22,6 +22,7 @@ from evomerge.run.lease import Lease
 from evomerge.run.load import apply_overrides
 from evomerge.run.problem import Problem, check_sources, open_problem
 from evomerge.run.replay import replay
+from evomerge.run.signals import draining_on_signals
 
 ExecutorFactory = Callable[[Problem], Executor]
 """Where scoring runs; a seam for executors of one's own."""
