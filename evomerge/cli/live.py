@@ -179,7 +179,7 @@ def _objective_table(run: Run) -> RenderableType:
             continue
         values = archive.entry(number).objectives
         table.add_row(f"{word} (#{number})", *(f"{value:.3f}" for value in values), _scalar(run, number))
-    for name in run.state.references:
+    for name in run.compared():
         event = run.state.evaluations.get((name, "search"))
         if event is not None and event.objectives:
             cells = [f"{event.objectives[objective]:.3f}" for objective in names]

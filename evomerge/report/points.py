@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from evomerge.report.labels import plain, with_error
-from evomerge.run.export import compared
 from evomerge.run.view import Run
 from evomerge.search.archive import Entry
 
@@ -64,7 +63,7 @@ def reference_points(run: Run) -> tuple[Group, Group]:
 
 def compared_values(run: Run) -> list[tuple[str, float]]:
     """Return the scalarised objective of the references on the search split; of the sweep, its best alone."""
-    values = [(name, run.value(name, "search")) for name in compared(run)]
+    values = [(name, run.value(name, "search")) for name in run.compared()]
     return [(name, value) for name, value in values if value is not None]
 
 

@@ -10,7 +10,6 @@ from evomerge.fitness.types import Split
 from evomerge.report.figures import scalar_name
 from evomerge.report.labels import number, pieces, with_error
 from evomerge.run.events import CandidateId
-from evomerge.run.export import compared
 from evomerge.run.view import Run
 
 _SPLITS: tuple[Split, ...] = ("test", "validation", "search")
@@ -22,7 +21,7 @@ def score_table(run: Run, best: int | None) -> str:
     """Tell, split by split, what the best candidate and the references came to."""
     names = run.state.objectives
     head = ["", *names, *_scalar_head(run)]
-    owners: list[CandidateId] = [*([] if best is None else [best]), *compared(run)]
+    owners: list[CandidateId] = [*([] if best is None else [best]), *run.compared()]
     rows: list[str] = []
     for split in _SPLITS:
         lines = [_score_line(run, owner, split, names) for owner in owners]

@@ -99,7 +99,7 @@ def _unseal(run: Run, problem: Problem, candidate: CandidateId) -> None:
     """Score the candidate and the references on the test split where that has not been done, and journal it."""
     if not problem.has_split("test"):
         return
-    wanted: dict[CandidateId, Recipe] = {name: run.recipe(name) for name in compared(run)}
+    wanted: dict[CandidateId, Recipe] = {name: run.recipe(name) for name in run.compared()}
     wanted[candidate] = run.recipe(candidate)
     open_ = {who: recipe for who, recipe in wanted.items() if (who, "test") not in run.state.evaluations}
     if not open_:
@@ -129,14 +129,6 @@ def _settled(executor: InlineExecutor, who: CandidateId) -> Completed:
     raise EvaluationError(f"candidate {who}: scoring the test split gave no result; export again")
 
 
-def compared(run: Run) -> list[str]:
-    """Return the references worth a test score: all but the coefficient sweep, and the sweep's best on search."""
-    names = list(run.state.references)
-    sweep = [name for name in names if name.startswith("coefficient:") and run.value(name, "search") is not None]
-    others = [name for name in names if not name.startswith("coefficient:")]
-    return [*others, *([max(sweep, key=lambda name: run.value(name, "search") or 0.0)] if sweep else [])]
-
-
 def score_rows(run: Run, candidate: CandidateId) -> list[Json]:
     """Return the scores of a candidate on each split, then those of the references on the last split scored."""
     rows: list[Json] = []
@@ -146,7 +138,7 @@ def score_rows(run: Run, candidate: CandidateId) -> list[Json]:
             rows.append({"name": f"candidate {candidate}", "split": split, "objectives": as_json(event)})
     if rows:
         last = rows[-1]["split"]
-        for name in compared(run):
+        for name in run.compared():
             event = run.state.evaluations.get((name, last))
             if event is not None and event.objectives:
                 rows.append({"name": name, "split": last, "objectives": as_json(event)})

@@ -289,6 +289,14 @@ class Run:
             return None
         return scalarize(self._config.search.scalarize, [event.objectives[name] for name in self._state.objectives])
 
+    def compared(self) -> list[str]:
+        """Return the references worth looking at: all but the coefficient sweep, and the sweep's best on search."""
+        names = list(self._state.references)
+        values = {name: self.value(name, "search") for name in names if name.startswith("coefficient:")}
+        sweep = {name: value for name, value in values.items() if value is not None}
+        others = [name for name in names if name not in values]
+        return [*others, max(sweep, key=sweep.__getitem__)] if sweep else others
+
     def references(self) -> list[Json]:
         """Return what candidates are compared with: name, recipe identity, and objectives by split."""
         rows = []
