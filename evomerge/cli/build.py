@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from evomerge.cli.output import json_option, print_json, print_table, with_error
+from evomerge.cli.output import json_option, print_json, print_table, steps, with_error
 
 _out_argument = click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
 
@@ -26,8 +26,11 @@ def export(path: Path, out: Path, candidate: str, kind: str, *, as_json: bool) -
     """
     from evomerge.run.export import export_checkpoint, export_mergekit, export_recipe
 
-    write = {"checkpoint": export_checkpoint, "recipe": export_recipe, "mergekit": export_mergekit}[kind]
-    facts = write(path, out, candidate)
+    if kind == "checkpoint":
+        with steps() as notify:
+            facts = export_checkpoint(path, out, candidate, notify=notify)
+    else:
+        facts = {"recipe": export_recipe, "mergekit": export_mergekit}[kind](path, out, candidate)
     if as_json:
         print_json(facts)
         return 0

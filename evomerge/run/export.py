@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from evomerge.cluster import InlineExecutor
@@ -21,7 +22,16 @@ from evomerge.run.view import measured as as_json
 _POLL_S = 3600.0
 
 
-def export_checkpoint(path: Path, out: Path, word: str = "best") -> Json:
+Notify = Callable[[str], None]
+"""Hears, in words, what is being done now."""
+
+
+def silent(text: str) -> None:
+    """Say nothing."""
+    del text
+
+
+def export_checkpoint(path: Path, out: Path, word: str = "best", *, notify: Notify = silent) -> Json:
     """Write a candidate as a Hugging Face checkpoint with a model card.
 
     The test split is scored here for the first and only time, for the candidate and the references, and journaled;
@@ -32,6 +42,7 @@ def export_checkpoint(path: Path, out: Path, word: str = "best") -> Json:
         path: the run folder.
         out: the model's folder; it must not exist.
         word: `best`, `knee`, a number or a reference.
+        notify: hears what is being scored.
 
     Returns:
         `{"candidate", "recipe_id", "out", "format", "scores", "note"}`.
@@ -49,7 +60,7 @@ def export_checkpoint(path: Path, out: Path, word: str = "best") -> Json:
     check_sources(path, run.state.started, problem)
     try:
         with Lease(path):
-            _unseal(run, problem, candidate)
+            _unseal(run, problem, candidate, notify)
             run.refresh()
             _build(run, problem, candidate, out)
             with JournalWriter(run.folder.journal) as journal:
@@ -95,7 +106,7 @@ def _write_new(out: Path, text: str) -> None:
     write_atomically(out, text.encode())
 
 
-def _unseal(run: Run, problem: Problem, candidate: CandidateId) -> None:
+def _unseal(run: Run, problem: Problem, candidate: CandidateId, notify: Notify) -> None:
     """Score the candidate and the references on the test split where that has not been done, and journal it."""
     if not problem.has_split("test"):
         return
@@ -107,7 +118,8 @@ def _unseal(run: Run, problem: Problem, candidate: CandidateId) -> None:
     executor = InlineExecutor(problem.config.executor, problem.scorer)
     try:
         with JournalWriter(run.folder.journal) as journal:
-            for who, recipe in open_.items():
+            for number, (who, recipe) in enumerate(open_.items(), start=1):
+                notify(f"scoring the test split: {number} of {len(open_)} ({who})")
                 executor.submit(Job(key=f"{who}/test", recipe=recipe, split="test"))
                 result = _settled(executor, who)
                 scores = None if result.evaluation.infeasible else run.folder.scores.write(result.evaluation)
