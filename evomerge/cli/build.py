@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from evomerge.cli.output import json_option, print_json, print_table, steps, with_error
+from evomerge.cli.output import json_option, print_json, print_table, say, with_error
 
 _out_argument = click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
 
@@ -27,8 +27,7 @@ def export(path: Path, out: Path, candidate: str, kind: str, *, as_json: bool) -
     from evomerge.run.export import export_checkpoint, export_mergekit, export_recipe
 
     if kind == "checkpoint":
-        with steps() as notify:
-            facts = export_checkpoint(path, out, candidate, notify=notify)
+        facts = export_checkpoint(path, out, candidate, notify=say)
     else:
         facts = {"recipe": export_recipe, "mergekit": export_mergekit}[kind](path, out, candidate)
     if as_json:

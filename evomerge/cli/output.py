@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -43,17 +42,9 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     console.print(table)
 
 
-@contextmanager
-def steps() -> Iterator[Callable[[str], None]]:
-    """Give a function that shows what is being done now: a moving line on a terminal, plain lines elsewhere."""
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
-        yield lambda text: click.echo(text, err=True)
-        return
-    with console.status("") as status:
-        yield status.update
+def say(text: str) -> None:
+    """Say on standard error what is being done now."""
+    click.echo(text, err=True)
 
 
 def with_error(mean: float, stderr: float | None) -> str:

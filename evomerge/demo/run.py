@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from evomerge.cli.live import LiveView
-from evomerge.cli.output import INTERRUPTED, print_table, steps, with_error
+from evomerge.cli.output import INTERRUPTED, print_table, say, with_error
 from evomerge.errors import ConfigError
 from evomerge.run.coordinator import Ending
 from evomerge.run.export import export_checkpoint, score_rows
@@ -84,8 +84,7 @@ def _exported(out: Path, model: Path) -> list[Json]:
     if model.exists():
         run = load_run(out)
         return score_rows(run, run.resolve("best"))
-    with steps() as notify:
-        facts: list[Json] = export_checkpoint(out, model, notify=notify)["scores"]
+    facts: list[Json] = export_checkpoint(out, model, notify=say)["scores"]
     return facts
 
 
