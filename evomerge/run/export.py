@@ -8,7 +8,7 @@ from pathlib import Path
 from evomerge.cluster import InlineExecutor
 from evomerge.cluster.types import Completed, Failed, Job
 from evomerge.errors import EvaluationError, RunHeldError, StateError
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, SourceConfig
 from evomerge.run.card import ScoreRow, SourceFacts, declared_license, model_card
 from evomerge.run.events import CandidateId, Exported
 from evomerge.run.journal import JournalWriter
@@ -204,16 +204,26 @@ def _card(run: Run, problem: Problem, candidate: CandidateId, out: Path) -> str:
 
 
 def source_facts(recipe: Recipe, problem: Problem) -> list[SourceFacts]:
-    """Return what a card says of each source of a recipe; a nested recipe is called by its identity."""
+    """Return what a card says of each source of a recipe, in order and once.
+
+    A merge that the search itself nested (a joint search's `merged`) is told by its own sources; a recipe that the
+    search file names as a source is told as one.
+    """
+    facts: dict[str, SourceFacts] = {}
+    for alias, source in recipe.sources.items():
+        if alias in problem.infos:
+            facts.setdefault(alias, _source_fact(alias, source, problem.infos[alias].content_hash))
+        elif isinstance(source.model, Recipe):
+            for fact in source_facts(source.model, problem):
+                facts.setdefault(fact.alias, fact)
+    return list(facts.values())
+
+
+def _source_fact(alias: str, source: SourceConfig, content_hash: str) -> SourceFacts:
     from evomerge.checkpoints import resolve_model
 
-    facts = []
-    for alias, source in recipe.sources.items():
-        info = problem.infos[alias]
-        if isinstance(source.model, str):
-            folder = resolve_model(source.model, source.revision, NO_FOLDER)
-            shown = Path(source.model).name if Path(source.model).is_absolute() else source.model
-            facts.append(SourceFacts(alias, shown, info.content_hash, declared_license(folder)))
-        else:
-            facts.append(SourceFacts(alias, "a nested recipe", info.content_hash, None))
-    return facts
+    if not isinstance(source.model, str):
+        return SourceFacts(alias, "a nested recipe", content_hash, None)
+    folder = resolve_model(source.model, source.revision, NO_FOLDER)
+    shown = Path(source.model).name if Path(source.model).is_absolute() else source.model
+    return SourceFacts(alias, shown, content_hash, declared_license(folder))
