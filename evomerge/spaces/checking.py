@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from evomerge.errors import ConfigError
+from evomerge.recipe import Recipe
 from evomerge.spaces.types import Dimension, Genome, Value
 
 
@@ -50,3 +51,18 @@ def check_value(dimension: Dimension, value: Value) -> None:
         kind = "a whole number" if dimension.kind == "int" else "a number"
         text = f"must be {kind} in [{dimension.low:g}, {dimension.high:g}], got {value!r}"
         raise ConfigError(f"genome: {dimension.name} {text}")
+
+
+def check_inverse(decode: Callable[[Genome], Recipe], genome: Genome, recipe: Recipe) -> Genome:
+    """Return the genome if it decodes to the recipe: what `encode` promises.
+
+    Raises:
+        ConfigError: when it does not.
+    """
+    try:
+        same = decode(genome) == recipe
+    except ConfigError:
+        same = False
+    if not same:
+        raise ConfigError("recipe: no genome of this space decodes to it; give a recipe that this space made")
+    return genome

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from evomerge.errors import ConfigError
 from evomerge.recipe import Recipe, SourceConfig, TokenizerConfig
-from evomerge.spaces.checking import check_genome
+from evomerge.spaces.checking import check_genome, check_inverse
 from evomerge.spaces.config import SpaceConfig
 from evomerge.spaces.encodings import create_encoding
 from evomerge.spaces.routes import Route, recipe_route, route_depths, route_recipe
@@ -103,10 +102,4 @@ class DataFlowSpace:
             ConfigError: when no genome that can be found decodes to the recipe.
         """
         genome = self._encoding.genome(recipe_route(recipe))
-        try:
-            same = self.decode(genome) == recipe
-        except ConfigError:
-            same = False
-        if not same:
-            raise ConfigError("recipe: no genome of this space decodes to it; give a recipe that this space made")
-        return genome
+        return check_inverse(self.decode, genome, recipe)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from evomerge.errors import ConfigError
 from evomerge.recipe import Recipe, SourceConfig, TokenizerConfig
-from evomerge.spaces.checking import check_genome
+from evomerge.spaces.checking import check_genome, check_inverse
 from evomerge.spaces.config import SpaceConfig
 from evomerge.spaces.encodings import create_encoding
 from evomerge.spaces.parameter import ParameterSpace
@@ -121,13 +121,7 @@ class JointSpace:
             genome = (*self._parameter.encode(nested), *self._encoding.genome(recipe_route(recipe)))
         else:
             genome = (*self._parameter.encode(recipe), *self._encoding.genome(self._plain))
-        try:
-            same = self.decode(genome) == recipe
-        except ConfigError:
-            same = False
-        if not same:
-            raise ConfigError("recipe: no genome of this space decodes to it; give a recipe that this space made")
-        return genome
+        return check_inverse(self.decode, genome, recipe)
 
 
 def _in_route(dimension: Dimension) -> Dimension:

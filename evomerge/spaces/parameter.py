@@ -10,7 +10,7 @@ from evomerge.documents import did_you_mean
 from evomerge.errors import ConfigError
 from evomerge.operators import OperatorSpec, Parameter
 from evomerge.recipe import BlendConfig, Recipe, SourceConfig, TokenizerConfig
-from evomerge.spaces.checking import check_genome
+from evomerge.spaces.checking import check_genome, check_inverse
 from evomerge.spaces.config import SpaceConfig
 from evomerge.spaces.genes import MethodGenes, gene_value, method_genes, setting_value
 from evomerge.spaces.groups import Site, build_sites
@@ -121,13 +121,7 @@ class ParameterSpace:
         method = recipe.blend.method if recipe.blend is not None else None
         values = [self._read(gene, recipe) if gene.method == method else None for gene in self._genes]
         genome: Genome = (method, *values) if self._choice() else tuple(values)
-        try:
-            same = self.decode(genome) == recipe
-        except ConfigError:
-            same = False
-        if not same:
-            raise ConfigError("recipe: no genome of this space decodes to it; give a recipe that this space made")
-        return genome
+        return check_inverse(self.decode, genome, recipe)
 
     def _choice(self) -> tuple[Dimension, ...]:
         names = tuple(self._methods)
