@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from evomerge.documents import did_you_mean
 from evomerge.errors import RecipeError
-from evomerge.operators import sparsified, spherical, weighted
+from evomerge.operators import pruned, sparsified, spherical, weighted
 from evomerge.operators.metadata import Invariant, OperatorSpec, Parameter, Resolved, Scalar, Setting
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ __all__ = [
     "specs",
 ]
 
-_SPECS = {spec.name: spec for spec in (*weighted.SPECS, *spherical.SPECS, *sparsified.SPECS)}
+_SPECS = {spec.name: spec for spec in (*weighted.SPECS, *spherical.SPECS, *sparsified.SPECS, *pruned.SPECS)}
 
 
 def specs() -> tuple[OperatorSpec, ...]:
@@ -41,8 +41,8 @@ def names() -> tuple[str, ...]:
     """Return the names of every method, in the order of `specs`.
 
     Example:
-        >>> names()
-        ('linear', 'task_arithmetic', 'slerp', 'ties', 'dare_linear', 'dare_ties')
+        >>> names()[:3]
+        ('linear', 'task_arithmetic', 'slerp')
     """
     return tuple(_SPECS)
 

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from evomerge.operators.metadata import OperatorSpec, Parameter
 
-_WEIGHT = Parameter(
-    name="weight",
-    default=1.0,
-    search=(0.0, 1.5),
-    per_source=True,
-    summary="coefficient of each task vector",
-)
-_ZERO_SIGN = Parameter(
+ZERO_SIGN = Parameter(
     name="zero_sign",
     kind="choice",
     default="zero",
@@ -20,36 +13,52 @@ _ZERO_SIGN = Parameter(
 )
 
 
-def _density(default: float, summary: str) -> Parameter:
+def weight() -> Parameter:
+    """Return the coefficient of each task vector."""
+    return Parameter(
+        name="weight", default=1.0, search=(0.0, 1.5), per_source=True, summary="coefficient of each task vector"
+    )
+
+
+def density(default: float, summary: str, *, low: float = 0.1) -> Parameter:
+    """Return a share of entries in (0, 1], searched from `low`."""
     return Parameter(
         name="density",
         default=default,
         low=0.0,
         low_open=True,
         high=1.0,
-        search=(0.1, 1.0),
+        search=(low, 1.0),
         per_source=True,
         summary=summary,
     )
 
 
-def _scale(search: tuple[float, float] | None, summary: str) -> Parameter:
-    return Parameter(name="scale", default=1.0, search=search, summary=summary)
+def scale(search: tuple[float, float] | None) -> Parameter:
+    """Return λ, the factor of the merged task vector; None: not searched unless asked for."""
+    told = "λ, the factor of the merged task vector"
+    if search is None:
+        told = "λ, a common factor; not searched unless asked, since the weights already span it"
+    return Parameter(name="scale", default=1.0, search=search, summary=told)
 
 
-def _normalize(*, default: bool, summary: str) -> Parameter:
+def normalize(*, default: bool, summary: str) -> Parameter:
+    """Return whether weights are divided out."""
     return Parameter(name="normalize", kind="bool", default=default, summary=summary)
 
 
-_RESCALE = Parameter(
-    name="rescale",
-    kind="choice",
-    default="inv_keep",
-    choices=("inv_keep", "l1", "none"),
-    summary="what makes up for dropped entries: 1/density (the paper), the L1 norm (mergekit), nothing",
-)
-_RANDOM_DENSITY = _density(0.5, "share of entries kept at random, each with this probability")
-_SUM_SCALE = _scale(None, "λ, a common factor; not searched unless asked, since the weights already span it")
+def rescale() -> Parameter:
+    """Return what makes up for entries dropped at random."""
+    return Parameter(
+        name="rescale",
+        kind="choice",
+        default="inv_keep",
+        choices=("inv_keep", "l1", "none"),
+        summary="what makes up for dropped entries: 1/probability (the paper), the L1 norm (mergekit), nothing",
+    )
+
+
+_RANDOM_DENSITY = density(0.5, "share of entries kept at random, each with this probability")
 
 TIES = OperatorSpec(
     name="ties",
@@ -58,10 +67,10 @@ TIES = OperatorSpec(
     paper="Yadav et al. 2023, TIES-Merging, arXiv:2306.01708",
     kernel="evomerge.operators.kernels.sparsified:ties",
     parameters=(
-        _WEIGHT,
-        _density(0.2, "share of entries kept, the largest in magnitude"),
-        _scale((0.5, 1.5), "λ, the factor of the merged task vector"),
-        _normalize(default=True, summary="weighted mean over the sources that agree, not their weighted sum"),
+        weight(),
+        density(0.2, "share of entries kept, the largest in magnitude"),
+        scale((0.5, 1.5)),
+        normalize(default=True, summary="weighted mean over the sources that agree, not their weighted sum"),
         Parameter(
             name="scope",
             kind="choice",
@@ -69,7 +78,7 @@ TIES = OperatorSpec(
             choices=("tensor", "row", "global"),
             summary="where the largest are sought: in each tensor, each row, or the whole model (the paper)",
         ),
-        _ZERO_SIGN,
+        ZERO_SIGN,
     ),
     base="required",
     scope="model",
@@ -83,11 +92,11 @@ DARE_LINEAR = OperatorSpec(
     paper="Yu et al. 2024, Language models are Super Mario, arXiv:2311.03099",
     kernel="evomerge.operators.kernels.sparsified:dare_linear",
     parameters=(
-        _WEIGHT,
+        weight(),
         _RANDOM_DENSITY,
-        _RESCALE,
-        _SUM_SCALE,
-        _normalize(
+        rescale(),
+        scale(None),
+        normalize(
             default=False,
             summary="divide by the sum of the weights (a sum nearer to 0 than 1e-8 counts as 1)",
         ),
@@ -105,12 +114,12 @@ DARE_TIES = OperatorSpec(
     paper="Yu et al. 2024, arXiv:2311.03099, with the election of Yadav et al. 2023, arXiv:2306.01708",
     kernel="evomerge.operators.kernels.sparsified:dare_ties",
     parameters=(
-        _WEIGHT,
+        weight(),
         _RANDOM_DENSITY,
-        _RESCALE,
-        _SUM_SCALE,
-        _normalize(default=False, summary="weighted mean over the sources that agree, not their weighted sum"),
-        _ZERO_SIGN,
+        rescale(),
+        scale(None),
+        normalize(default=False, summary="weighted mean over the sources that agree, not their weighted sum"),
+        ZERO_SIGN,
     ),
     base="required",
     scope="tensor",

@@ -34,6 +34,10 @@ CASES = [
     OperatorCase(spec=get("dare_linear"), settings={"normalize": True, "rescale": "none"}),
     OperatorCase(spec=get("dare_ties"), settings={"normalize": True}),
     OperatorCase(spec=get("dare_ties"), settings={"rescale": "l1"}),
+    OperatorCase(spec=get("breadcrumbs"), settings={"scope": "row", "density": 0.5, "top": 0.2}),
+    OperatorCase(spec=get("breadcrumbs_ties"), settings={"density": 0.5, "top": 0.2}),
+    OperatorCase(spec=get("della_linear"), settings={"rescale": "l1"}),
+    OperatorCase(spec=get("della"), settings={"epsilon": 0.3, "density": 0.3}),
 ]
 
 

@@ -62,6 +62,23 @@ def keep_mask(numel: int, key: int, density: float, *, offset: int = 0, device: 
     return mask
 
 
+def uniform(numel: int, key: int, *, offset: int = 0, device: torch.device | None = None) -> Tensor:
+    """Return the uniform numbers of `numel` elements; `keep_mask` keeps those below its density.
+
+    Args:
+        numel: number of elements.
+        key: from `mask_key`.
+        offset: row-major index of the first element in the whole parameter.
+        device: where they are made; the bits are the same everywhere.
+
+    Returns:
+        float64 of shape (numel,), multiples of 2^-53 in [0, 1).
+    """
+    counter = torch.arange(offset + 1, offset + numel + 1, dtype=torch.int64, device=device)
+    word = _mix(counter.mul_(_GAMMA).add_(_signed(key)))
+    return _shift(word, 64 - _BITS).to(torch.float64).mul_(2.0**-_BITS)
+
+
 def _mix(word: Tensor) -> Tensor:
     """Apply SplitMix64's finaliser in place; int64 products wrap modulo 2^64 as unsigned ones do."""
     word.bitwise_xor_(_shift(word, 30)).mul_(_MIX_1)

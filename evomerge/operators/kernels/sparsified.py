@@ -5,12 +5,12 @@ Legend: θ_0 base, τ_i = θ_i - θ_0, τ̂_i after trimming or dropping, w_i we
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from evomerge.errors import NotBuiltError
+from evomerge.operators.kernels.combine import Sparsify, elected, l1_factor, summed
 from evomerge.operators.kernels.context import Context
 from evomerge.operators.kernels.inputs import (
     active,
@@ -29,11 +29,7 @@ from evomerge.operators.kernels.selection import (
     row_thresholds,
     stream_threshold,
 )
-from evomerge.operators.kernels.votes import Votes
 from evomerge.operators.metadata import Resolved
-
-Sparsify = Callable[[int, Tensor, int], Tensor]
-"""(source index, span of τ that may be overwritten, where the span starts) to the span of τ̂."""
 
 
 def ties(tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context) -> Tensor:
@@ -69,7 +65,7 @@ def ties(tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Re
             return matrix.masked_fill_(matrix.abs() < row_thresholds(matrix, densities[index]), 0.0).view(-1)
         return delta.masked_fill_(delta.abs() < limits[index], 0.0)
 
-    out = _elected(flat, origin, params, order, trim, multiple=row)
+    out = elected(flat, origin, params, order, trim, multiple=row)
     return out.view(tensors[0].shape)
 
 
@@ -111,17 +107,8 @@ def dare_linear(
     scale = number(params, "scale")
     order = active(context, [scale * weight for weight in weights], densities)
     drop, factors = _dropping(flat, origin, params, order, context)
-    out = origin.clone()
-    if not order:
-        return out.view(tensors[0].shape)
-    for start, stop in spans(out.numel(), out.device):
-        root = origin[start:stop]
-        total = torch.zeros_like(root)
-        for index in order:
-            delta = drop(index, flat[index][start:stop] - root, start)
-            total.add_(delta, alpha=scale * weights[index] * factors[index])
-        out[start:stop].add_(total)
-    return out.view(tensors[0].shape)
+    coefficients = {index: scale * weights[index] * factors[index] for index in order}
+    return summed(flat, origin, coefficients, drop).view(tensors[0].shape)
 
 
 def dare_ties(
@@ -136,32 +123,7 @@ def dare_ties(
     origin = flatten_base(base, tensors[0], context)
     order = active(context, numbers(params, "weight"), numbers(params, "density"))
     drop, factors = _dropping(flat, origin, params, order, context)
-    return _elected(flat, origin, params, order, drop, factors=factors).view(tensors[0].shape)
-
-
-def _elected(
-    flat: Sequence[Tensor],
-    origin: Tensor,
-    params: Mapping[str, Resolved],
-    order: Sequence[int],
-    sparsify: Sparsify,
-    *,
-    factors: Mapping[int, float] | None = None,
-    multiple: int = 1,
-) -> Tensor:
-    """Return θ_0 + λ·merge(elect(τ̂_i)), span by span; spans are a whole number of `multiple` elements."""
-    weights, scale = numbers(params, "weight"), number(params, "scale")
-    out = origin.clone()
-    if scale == 0 or not order:
-        return out
-    for start, stop in spans(out.numel(), out.device, multiple):
-        root = origin[start:stop]
-        votes = Votes(root, mean=bool(params["normalize"]))
-        for index in order:
-            delta = sparsify(index, flat[index][start:stop] - root, start)
-            votes.add(delta, weights[index], 1.0 if factors is None else factors[index])
-        out[start:stop].add_(votes.merge(str(params["zero_sign"])), alpha=scale)
-    return out
+    return elected(flat, origin, params, order, drop, factors=factors).view(tensors[0].shape)
 
 
 def _dropping(
@@ -185,14 +147,4 @@ def _dropping(
         return drop, {index: 1.0 / densities[index] for index in order}
     if params["rescale"] == "none":
         return drop, dict.fromkeys(order, 1.0)
-    return drop, {index: _l1_factor(flat[index], origin, index, drop) for index in order}
-
-
-def _l1_factor(flat: Tensor, origin: Tensor, index: int, drop: Sparsify) -> float:
-    """Return ‖τ‖₁ / ‖τ̂‖₁, summed in float64; 1 where nothing was kept."""
-    before = after = 0.0
-    for start, stop in spans(flat.numel(), flat.device):
-        delta = flat[start:stop] - origin[start:stop]
-        before += float(delta.abs().sum(dtype=torch.float64))
-        after += float(drop(index, delta, start).abs().sum(dtype=torch.float64))
-    return before / after if after > 0 else 1.0
+    return drop, {index: l1_factor(flat[index], origin, index, drop) for index in order}
