@@ -248,7 +248,7 @@ class OperatorContract:
         """Equal sources under default parameters give that source."""
         if case.obeys("identical"):
             sample = draw((3, 5), 1)
-            _close(blend(case, [sample.tensors[0].clone() for _ in range(3)], sample.base), sample.tensors[0])
+            _close(blend(case, [sample.tensors[0].clone() for _ in range(case.count)], sample.base), sample.tensors[0])
 
     def test_search_ranges_are_allowed_values(self, case: OperatorCase) -> None:
         """What a space may draw, the method takes."""

@@ -24,6 +24,9 @@ CASES = [
     ),
     OperatorCase(spec=get("task_arithmetic"), settings={"normalize": True}),
     OperatorCase(spec=get("slerp"), settings={"t": 0.3}),
+    OperatorCase(spec=get("nuslerp"), settings={"scope": "row"}),
+    OperatorCase(spec=get("task_nuslerp"), settings={"scope": "column"}),
+    OperatorCase(spec=get("multislerp"), settings={"normalize": False}, lacks=("idempotent", "identical")),
     OperatorCase(spec=get("ties"), settings={"scope": "row"}),
     # The contract's global threshold is a fixed number, which does not scale with the task vectors.
     OperatorCase(spec=get("ties"), settings={"scope": "global"}, lacks=("scale", "task_scale")),
