@@ -20,7 +20,7 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -34,7 +34,7 @@ from evomerge.fitness import Scorer, Split
 from evomerge.recipe import Recipe, SourceConfig
 from evomerge.run.config import RunConfig
 from evomerge.run.problem import Problem, open_problem
-from evomerge.search import CmaEs, Outcome
+from evomerge.search import CmaEs, Outcome, Samples
 from evomerge.search.gaussian import GaussianSearch
 from evomerge.spaces import SpaceConfig, create_space
 
@@ -62,7 +62,10 @@ class Arm:
     """One way to search."""
 
     space: dict[str, Any]
-    sigma: float
+    sigma: float = WIDE
+    searcher: str = "cma_es"
+    options: dict[str, Any] | None = None
+    """Of the searcher; None: those of CMA-ES here."""
 
 
 def arms(evaluations: int) -> dict[str, Arm]:
@@ -106,6 +109,7 @@ class Score:
     stderr: float
     skills: dict[str, float]
     hops: int
+    samples: Samples
 
 
 def problem_of(arm: Arm, seed: int) -> Problem:
@@ -121,9 +125,9 @@ def problem_of(arm: Arm, seed: int) -> Problem:
                     "objectives": ["sums.exact_match", "japanese.exact_match", "letters.exact_match"],
                 },
                 "search": {
-                    "searcher": "cma_es",
+                    "searcher": arm.searcher,
                     "seed": seed,
-                    "options": {"population": POPULATION, "sigma": arm.sigma},
+                    "options": {"population": POPULATION, "sigma": arm.sigma} if arm.options is None else arm.options,
                 },
                 "engine": {"kind": "transformers", "dtype": "float32", "device": "cpu", "threads": 1},
             }
@@ -156,6 +160,7 @@ def score(recipe: Recipe, split: Split) -> Score | None:
             name.partition(".")[0]: value.mean for name, value in zip(plain().objectives.names, values, strict=True)
         },
         hops=int(evaluation.facts["hops"]),
+        samples=evaluation.samples,
     )
 
 
@@ -210,7 +215,9 @@ def run(name: str, arm: Arm, seed: int, evaluations: int) -> Row:
         if identity not in known:
             known[identity] = (score(candidate.recipe, "search"), candidate.recipe)
         found = known[identity][0]
-        outcome = Outcome("feasible", tuple(found.skills.values())) if found is not None else Outcome("infeasible")
+        outcome = Outcome("infeasible")
+        if found is not None:
+            outcome = Outcome("feasible", tuple(found.skills.values()), samples=found.samples)
         searcher.tell(candidate, outcome)
     working = [(found.mean, recipe) for found, recipe in known.values() if found is not None]
     finalists = sorted(working, key=lambda pair: -pair[0])[:FINALISTS]
@@ -221,13 +228,12 @@ def run(name: str, arm: Arm, seed: int, evaluations: int) -> Row:
     return _row(name, seed, finalists[best][1], **counts)
 
 
-def study(names: Sequence[str], seeds: Sequence[int], evaluations: int, workers: int) -> Iterator[Row]:
+def study(known: Mapping[str, Arm], seeds: Sequence[int], evaluations: int, workers: int) -> Iterator[Row]:
     """Yield the rows as they come: references, then every arm with every seed."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that follow, one a core
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         first = pool.submit(references)
-        known = arms(evaluations)
-        jobs = [pool.submit(run, name, known[name], seed, evaluations) for seed in seeds for name in names]
+        jobs = [pool.submit(run, name, arm, seed, evaluations) for seed in seeds for name, arm in known.items()]
         yield from first.result()
         for job in as_completed(jobs):
             yield job.result()
@@ -356,7 +362,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results.append(figures)
     else:
         rows: list[Row] = []
-        for row in study(options.arms, options.seeds, options.evaluations, options.workers):
+        chosen = {name: arm for name, arm in arms(options.evaluations).items() if name in options.arms}
+        for row in study(chosen, options.seeds, options.evaluations, options.workers):
             rows.append(row)
             print(f"{time.perf_counter() - begun:5.0f} s  {row}", flush=True)
         rows.sort(key=lambda row: -1 if row.seed is None else options.arms.index(row.arm) * 1000 + row.seed)

@@ -1,8 +1,11 @@
 """Kill a real run with SIGKILL at random instants, resume it each time, and compare it with the undisturbed one.
 
-    python benchmarks/resume_equivalence.py [--kills 50] [--evaluations 150] [--within 10] [--seed 0] [--json]
+    python benchmarks/resume_equivalence.py [--kills 50] [--evaluations 150] [--within 10] [--seed 0]
+        [--engine transformers] [--json]
 
-The demo's search on the real models with the deterministic transformers engine in the coordinator's own process.
+The demo's search on the real models with a deterministic engine in the coordinator's own process. With `--engine vllm`
+the undisturbed run still has the transformers engine, so that the two engines are compared as well, and its start takes
+longer: `--kills 5 --evaluations 24 --within 60`.
 Each session is a process of its own, killed at an instant drawn uniformly from its first seconds (starting takes
 about half of them). Printed: kills, how many found a journal, and whether candidates, scores and order are equal.
 """
@@ -37,11 +40,12 @@ def story(run: Path) -> list[tuple[Any, ...]]:
     return lines
 
 
-def session(run: Path, config: Path, evaluations: int) -> subprocess.Popen[bytes]:
+def session(run: Path, config: Path, evaluations: int, engine: str) -> subprocess.Popen[bytes]:
     """Start or resume the run in a process of its own."""
     command = [sys.executable, "-m", "evomerge", "resume", str(run), "--plain"]
     if not (run / "config.yaml").exists():
         settings = [f"budget.evaluations={evaluations}", "executor.kind=inline", "engine.threads=1"]
+        settings.append(f"engine.kind={engine}")
         chosen = [part for setting in settings for part in ("--set", setting)]
         command = [sys.executable, "-m", "evomerge", "run", str(config), "--out", str(run), "--plain", *chosen]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -54,16 +58,17 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=150)
     parser.add_argument("--within", type=float, default=10.0, help="seconds within which a session is killed")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)  # noqa: S311  instants, not secrets
     with tempfile.TemporaryDirectory() as folder:
         calm, harried = Path(folder) / "undisturbed", Path(folder) / "killed"
-        if session(calm, CONFIG, arguments.evaluations).wait() != 0:
+        if session(calm, CONFIG, arguments.evaluations, "transformers").wait() != 0:
             sys.exit("the undisturbed run failed")
         kills = hits = 0
         while kills < arguments.kills:
-            process = session(harried, CONFIG, arguments.evaluations)
+            process = session(harried, CONFIG, arguments.evaluations, arguments.engine)
             try:
                 process.wait(timeout=draw.uniform(0.0, arguments.within))
                 break
@@ -73,7 +78,7 @@ def main() -> None:
                 process.wait()
                 kills += 1
                 hits += before > 0
-        if session(harried, CONFIG, arguments.evaluations).wait() != 0:
+        if session(harried, CONFIG, arguments.evaluations, arguments.engine).wait() != 0:
             sys.exit("the killed run could not be ended")
         evaluated = [line for line in story(harried) if line[0] == "evaluated"]
         result = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from evomerge.checkpoints.adapted import AdaptedModel, Update
+from evomerge.checkpoints.adapters import Adapter
 from evomerge.checkpoints.assets import copy_assets, output_config
 from evomerge.checkpoints.blocks import FAMILIES, Blocks, Role
 from evomerge.checkpoints.compatible import (
@@ -14,7 +16,7 @@ from evomerge.checkpoints.compatible import (
 from evomerge.checkpoints.depth import LayerKinds, layer_kinds, routed_config
 from evomerge.checkpoints.layout import Layout, Module, Place
 from evomerge.checkpoints.reader import Checkpoint, check_finite, is_finite, not_finite_text, open_checkpoint
-from evomerge.checkpoints.resolve import local_folder, resolve_model, zoo_names
+from evomerge.checkpoints.resolve import local_folder, resolve_adapter, resolve_model, zoo_names
 from evomerge.checkpoints.tokenizers import read_vocabulary
 from evomerge.checkpoints.types import ModelSource, TensorInfo, TensorSource
 from evomerge.checkpoints.writer import DEFAULT_SHARD_BYTES, CheckpointWriter, check_free
@@ -22,6 +24,8 @@ from evomerge.checkpoints.writer import DEFAULT_SHARD_BYTES, CheckpointWriter, c
 __all__ = [
     "DEFAULT_SHARD_BYTES",
     "FAMILIES",
+    "AdaptedModel",
+    "Adapter",
     "Blocks",
     "Checkpoint",
     "CheckpointWriter",
@@ -33,6 +37,7 @@ __all__ = [
     "Role",
     "TensorInfo",
     "TensorSource",
+    "Update",
     "check_compatible",
     "check_finite",
     "check_free",
@@ -48,6 +53,7 @@ __all__ = [
     "output_config",
     "parameter_names",
     "read_vocabulary",
+    "resolve_adapter",
     "resolve_model",
     "routed_config",
     "zoo_names",

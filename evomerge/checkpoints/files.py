@@ -138,7 +138,7 @@ def open_weights(folder: Path) -> dict[str, WeightFile]:
 def _no_weights(folder: Path) -> str:
     pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
     if (folder / "adapter_model.safetensors").exists():
-        return f"{folder}: an adapter, not a model; merge it into its base first (peft: merge_and_unload)"
+        return f"{folder}: an adapter, not a model; name its model as `model` and this folder as `adapter`"
     if pickled:
         return (
             f"{folder}: only pickled weights ({pickled[0]}), and reading pickle can run any code, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from evomerge.documents import did_you_mean
 from evomerge.errors import SourceError
@@ -23,6 +24,7 @@ _WANTED = (
 )
 # Neither pickle nor code is downloaded; sub-folders hold other formats, `consolidated` a second copy.
 _UNWANTED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py", "*/*", "consolidated*", "adapter_*")
+_WANTED_OF_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "LICENSE*", "README.md")
 
 
 def zoo_names() -> tuple[str, ...]:
@@ -41,20 +43,32 @@ def resolve_model(model: str, revision: str | None, base_dir: Path) -> Path:
     Raises:
         SourceError: when there is no such model, or it cannot be downloaded.
     """
-    folder = local_folder(model, base_dir)
+    return _resolve("model", model, revision, base_dir)
+
+
+def resolve_adapter(adapter: str, revision: str | None, base_dir: Path) -> Path:
+    """Return the folder of an adapter, downloading it where it is a hub id; as `resolve_model` does for models.
+
+    Raises:
+        SourceError: when there is no such adapter, or it cannot be downloaded.
+    """
+    return _resolve("adapter", adapter, revision, base_dir)
+
+
+def _resolve(kind: Literal["model", "adapter"], word: str, revision: str | None, base_dir: Path) -> Path:
+    folder = local_folder(word, base_dir, kind)
     if folder is not None:
         if revision is not None:
-            raise SourceError(f"model {model!r}: only a hub id has a revision; leave it out")
+            raise SourceError(f"{kind} {word!r}: only a hub id has a revision; leave it out")
         return folder
-    if _HUB_ID.fullmatch(model):
-        return _download(model, revision)
-    looked = "" if Path(model).is_absolute() else f" (looked in {base_dir})"
-    raise SourceError(
-        f"model {model!r}: no such folder{looked}, and not a hub id `org/name`; embedded models are written `{ZOO}NAME`"
-    )
+    if _HUB_ID.fullmatch(word):
+        return _download(kind, word, revision)
+    looked = "" if Path(word).is_absolute() else f" (looked in {base_dir})"
+    embedded = f"; embedded models are written `{ZOO}NAME`" if kind == "model" else "; check its spelling"
+    raise SourceError(f"{kind} {word!r}: no such folder{looked}, and not a hub id `org/name`{embedded}")
 
 
-def local_folder(model: str, base_dir: Path) -> Path | None:
+def local_folder(model: str, base_dir: Path, kind: str = "model") -> Path | None:
     """Return the folder of an embedded or local model; None where the word is not one of those.
 
     Raises:
@@ -71,27 +85,28 @@ def local_folder(model: str, base_dir: Path) -> Path | None:
     except (OSError, RuntimeError, ValueError):
         return None  # too long, a null byte, an unknown user's home
     if is_file:
-        raise SourceError(f"model {model!r}: this is a file; give the folder that holds the checkpoint")
+        raise SourceError(f"{kind} {model!r}: this is a file; give the folder that holds it")
     return path if is_folder else None
 
 
-def _download(repo_id: str, revision: str | None) -> Path:
+def _download(kind: Literal["model", "adapter"], repo_id: str, revision: str | None) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     at = f" at revision {revision!r}" if revision else ""
+    wanted, unwanted = (_WANTED, _UNWANTED) if kind == "model" else (_WANTED_OF_ADAPTERS, ())
     try:
         return Path(
-            snapshot_download(repo_id, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED))
+            snapshot_download(repo_id, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(unwanted))
         )
     except errors.GatedRepoError:
         reason = "access is restricted; accept its terms on the hub and log in with `hf auth login`"
     except errors.RevisionNotFoundError:
         reason = "the hub has no such revision; check its spelling"
     except errors.RepositoryNotFoundError:
-        reason = "neither a local folder nor a model that the hub shows you; check its spelling or log in"
+        reason = "neither a local folder nor a repository that the hub shows you; check its spelling or log in"
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError):
         reason = "neither a local folder nor in the hub's cache, and the hub cannot be reached; download it"
     except Exception as error:  # noqa: BLE001  those of whichever HTTP library the hub client uses
         detail = (str(error).splitlines() or [type(error).__name__])[0]
         reason = f"cannot be downloaded ({detail}); try again or download it first"
-    raise SourceError(f"model {repo_id!r}{at}: {reason}") from None
+    raise SourceError(f"{kind} {repo_id!r}{at}: {reason}") from None

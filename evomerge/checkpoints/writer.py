@@ -56,7 +56,12 @@ class CheckpointWriter:
     """
 
     def __init__(
-        self, out: Path, infos: Mapping[str, TensorInfo], *, max_shard_bytes: int = DEFAULT_SHARD_BYTES
+        self,
+        out: Path,
+        infos: Mapping[str, TensorInfo],
+        *,
+        max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+        stem: str = "model",
     ) -> None:
         """Plan the shards; nothing is written before the block is entered.
 
@@ -64,6 +69,7 @@ class CheckpointWriter:
             out: the folder to make; it must not exist, or be empty.
             infos: shape and dtype of every tensor that will be written, in the order that fills the shards.
             max_shard_bytes: largest size of a shard's tensors, > 0; a larger tensor has a shard of its own.
+            stem: what the weights files' names begin with.
 
         Raises:
             ConfigError: when `out` exists and is not an empty folder, or a size is not positive.
@@ -73,7 +79,7 @@ class CheckpointWriter:
             raise ConfigError(f"the largest shard must hold at least 1 byte, got {max_shard_bytes}")
         self._out = out
         self._infos = dict(infos)
-        self._shards = _plan_shards(self._infos, max_shard_bytes)
+        self._shards = _plan_shards(self._infos, max_shard_bytes, stem)
         self._shard_of = {name: shard for shard in self._shards for name in shard.offsets}
         self._pending = set(self._infos)
         self._folder: Path | None = None
@@ -225,7 +231,7 @@ def storage_errors(out: Path) -> Iterator[None]:
         raise StorageError(f"{out}: cannot be written ({reason}); {todo}; nothing was left there") from None
 
 
-def _plan_shards(infos: Mapping[str, TensorInfo], max_shard_bytes: int) -> list[_Shard]:
+def _plan_shards(infos: Mapping[str, TensorInfo], max_shard_bytes: int, stem: str) -> list[_Shard]:
     groups: list[list[str]] = [[]]
     size = 0
     for name, info in infos.items():
@@ -236,9 +242,9 @@ def _plan_shards(infos: Mapping[str, TensorInfo], max_shard_bytes: int) -> list[
         size += info.num_bytes
     total = len(groups)
     if total == 1:
-        return [_layout_shard("model.safetensors", groups[0], infos)]
+        return [_layout_shard(f"{stem}.safetensors", groups[0], infos)]
     return [
-        _layout_shard(f"model-{number:05d}-of-{total:05d}.safetensors", group, infos)
+        _layout_shard(f"{stem}-{number:05d}-of-{total:05d}.safetensors", group, infos)
         for number, group in enumerate(groups, start=1)
     ]
 

@@ -16,18 +16,24 @@ _out_argument = click.argument("out", metavar="OUT", type=click.Path(path_type=P
 @_out_argument
 @click.option("--candidate", default="best", show_default=True, help="A number, `best` or `knee`.")
 @click.option(
-    "--format", "kind", type=click.Choice(["checkpoint", "recipe", "mergekit"]), default="checkpoint", show_default=True
+    "--format",
+    "kind",
+    type=click.Choice(["checkpoint", "adapter", "recipe", "mergekit"]),
+    default="checkpoint",
+    show_default=True,
 )
 @json_option
 def export(path: Path, out: Path, candidate: str, kind: str, *, as_json: bool) -> int:
-    """Write the best merge of RUN to OUT: a checkpoint that any server loads, its recipe, or a mergekit file.
+    """Write the best merge of RUN to OUT: a checkpoint that any server loads, an adapter, a recipe, a mergekit file.
 
-    The mergekit file is for data-flow routes (method passthrough).
+    The adapter (PEFT) is for merges of LoRA adapters on one model by linear or task_arithmetic; the mergekit file is
+    for data-flow routes (method passthrough).
     """
-    from evomerge.run.export import export_checkpoint, export_mergekit, export_recipe
+    from evomerge.run.export import export_adapter, export_checkpoint, export_mergekit, export_recipe
 
-    if kind == "checkpoint":
-        facts = export_checkpoint(path, out, candidate, notify=say)
+    if kind in ("checkpoint", "adapter"):
+        write = export_checkpoint if kind == "checkpoint" else export_adapter
+        facts = write(path, out, candidate, notify=say)
     else:
         facts = {"recipe": export_recipe, "mergekit": export_mergekit}[kind](path, out, candidate)
     if as_json:

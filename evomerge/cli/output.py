@@ -52,6 +52,11 @@ def with_error(mean: float, stderr: float | None) -> str:
     return f"{mean:.3f}" if stderr is None else f"{mean:.3f} ± {stderr:.3f}"
 
 
+def size(count: int) -> str:
+    """Return `1.5 GiB` or `12.3 MiB` for bytes."""
+    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.1f} MiB"
+
+
 def duration(seconds: float) -> str:
     """Return `1:02:03` or `2:03` for seconds."""
     whole = int(seconds)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from evomerge.cli.output import duration, json_option, print_json, print_table, with_error
+
+if TYPE_CHECKING:
+    from evomerge.run.view import Run
 
 _run_argument = click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
 _split_option = click.option(
@@ -95,13 +98,18 @@ def pareto(path: Path, split: Any, *, as_json: bool) -> int:
 
 @click.command()
 @_run_argument
-@click.argument("candidate", metavar="ID")
+@click.argument("candidate", metavar="ID", required=False)
+@click.option("--skills", is_flag=True, help="Instead of one candidate: which candidates can do what, and together.")
 @json_option
-def show(path: Path, candidate: str, *, as_json: bool) -> int:
+def show(path: Path, candidate: str | None, *, skills: bool, as_json: bool) -> int:
     """Print one candidate of RUN: a number, `best`, `knee`, or a reference such as `uniform`."""
     from evomerge.run.view import load_run
 
     run = load_run(path)
+    if skills == (candidate is not None):
+        raise click.UsageError("give the ID of a candidate (a number, `best`, `knee`, a reference), or --skills")
+    if candidate is None:
+        return _show_skills(run, as_json=as_json)
     facts = run.show(run.resolve(candidate))
     if as_json:
         print_json(facts)
@@ -126,6 +134,48 @@ def show(path: Path, candidate: str, *, as_json: bool) -> int:
         numbers_from=3,
     )
     click.echo(run.recipe(facts["id"]).to_yaml(), nl=False)
+    return 0
+
+
+def _show_skills(run: Run, *, as_json: bool) -> int:
+    from evomerge.run.skill_map import skill_map
+
+    facts = skill_map(run).to_json()
+    if as_json:
+        print_json(facts)
+        return 0
+    count = sum(cluster["samples"] for cluster in facts["clusters"])
+    click.echo(f"{count} samples; coverage {facts['coverage']:.3f}, entropy {facts['entropy']:.3f} bits")
+    print_table(
+        "Members of the archive",
+        ("id", "mean score", "share", "owns"),
+        [
+            (str(member["id"]), f"{member['mean']:.3f}", f"{member['share']:.1f}", str(member["owns"]))
+            for member in facts["members"]
+        ],
+    )
+    print_table(
+        "Clusters of samples",
+        ("cluster", "samples", "mean score", "best member", "its score"),
+        [
+            (
+                str(each["cluster"]),
+                str(each["samples"]),
+                f"{each['mean']:.3f}",
+                str(each["best"]["id"]),
+                f"{each['best']['mean']:.3f}",
+            )
+            for each in facts["clusters"]
+        ],
+    )
+    print_table(
+        "Complementary parents",
+        ("first", "second", "both together", "gain"),
+        [
+            (str(pair["first"]), str(pair["second"]), f"{pair['union']:.3f}", f"{pair['gain']:.3f}")
+            for pair in facts["pairs"]
+        ],
+    )
     return 0
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
-from evomerge.cli.output import INTERRUPTED, json_option, print_json, print_table
+from evomerge.cli.output import INTERRUPTED, json_option, print_json, print_table, size
 
 _set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one key of the search file."
@@ -67,8 +68,17 @@ def check(config: Path, overrides: tuple[str, ...], *, as_json: bool) -> int:
     click.echo(f"tasks: {', '.join(facts['tasks'])}")
     click.echo(f"objectives: {', '.join(facts['objectives'])}")
     click.echo(f"dimensions: {facts['dimensions']}")
+    _say_engine(facts["engine"])
     click.echo("ready: this search can start")
     return 0
+
+
+def _say_engine(engine: dict[str, Any]) -> None:
+    click.echo(f"engine: {engine['kind']} ({engine['reason']})")
+    if "sources" in engine:
+        click.echo(f"sources are kept in {engine['sources']}")
+        gpu = f"{size(engine['gpu_bytes'])} of each GPU and " if engine["gpu_bytes"] else ""
+        click.echo(f"peak memory of a worker, about: {gpu}{size(engine['host_bytes'])} of main memory")
 
 
 @click.command()

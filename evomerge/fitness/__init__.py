@@ -4,14 +4,16 @@ Importing this package imports neither torch nor lm-eval; both come with the fir
 """
 
 from evomerge.fitness.config import EngineConfig, FitnessConfig, SuiteConfig
+from evomerge.fitness.engines import EngineChoice, Workplace, check_engine, choose_engine
 from evomerge.fitness.objectives import Objectives, ObjectiveValue
-from evomerge.fitness.scorer import ScorerSpec, check_engine, create_scorer
+from evomerge.fitness.scorer import ScorerSpec, create_scorer
 from evomerge.fitness.suite import Suite, check_fitness, load_suite
 from evomerge.fitness.types import SPLITS, Engine, Evaluation, Minibatch, Scorer, Split
 
 __all__ = [
     "SPLITS",
     "Engine",
+    "EngineChoice",
     "EngineConfig",
     "Evaluation",
     "FitnessConfig",
@@ -23,8 +25,10 @@ __all__ = [
     "Split",
     "Suite",
     "SuiteConfig",
+    "Workplace",
     "check_engine",
     "check_fitness",
+    "choose_engine",
     "create_scorer",
     "load_suite",
 ]

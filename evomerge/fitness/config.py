@@ -66,7 +66,8 @@ class FitnessConfig(StrictModel):
 class EngineConfig(StrictModel):
     """Which engine builds and runs the candidates."""
 
-    kind: Literal["transformers", "vllm"] = "transformers"
+    kind: Literal["auto", "transformers", "vllm"] = "transformers"
+    """`auto`: vLLM where it is installed and serves these models, else transformers; decided when a run starts."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`."""
@@ -75,3 +76,13 @@ class EngineConfig(StrictModel):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of one worker; left out: its share of the machine."""
     trust_remote_code: bool = False
+    gpu_memory: float = Field(default=0.9, gt=0, le=1)
+    """vLLM on GPUs: the share of each GPU's memory that a worker may fill: model, sources and KV cache."""
+    kv_cache_gib: float | None = Field(default=None, gt=0)
+    """vLLM: GiB of KV cache; left out: what the share leaves on a GPU, and on the CPU enough for a batch, at most 4."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """vLLM: devices that one worker spreads the model over; on the CPU, processes."""
+    eager: bool | None = None
+    """vLLM: run the model as it is written, without compiling it; left out: yes on the CPU, no on a GPU."""
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+    """vLLM: any further argument of its engine, by vLLM's own name for it."""

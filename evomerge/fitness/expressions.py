@@ -136,6 +136,17 @@ def evaluate(expression: Expression, resolve: Callable[[str], Dual]) -> Dual:
     return _OPERATIONS[expression.symbol](left, right)
 
 
+def grows_with(expression: Expression) -> tuple[str, ...]:
+    """Return the metrics that an expression grows with, in reading order, judged where every metric is 1.
+
+    Example:
+        >>> grows_with(parse_expression("0.5 * sums.exact_match - mean_response_tokens"))
+        ('sums.exact_match',)
+    """
+    gradient = evaluate(expression, lambda name: Dual(1.0, {name: 1.0})).gradient
+    return tuple(name for name, part in gradient.items() if part > 0)
+
+
 def _scaled(dual: Dual, factor: float) -> Dual:
     return Dual(dual.value * factor, {name: part * factor for name, part in dual.gradient.items()})
 

@@ -28,6 +28,7 @@ from evomerge.fitness.expressions import (
     Dual,
     Expression,
     evaluate,
+    grows_with,
     metrics_of,
     parse_comparison,
     parse_expression,
@@ -120,6 +121,11 @@ class Objectives:
     def names(self) -> tuple[str, ...]:
         """The objectives' texts, in order."""
         return tuple(objective.name for objective in self.objectives)
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The metrics that an objective grows with, each once, in reading order: what candidates compete for."""
+        return tuple(dict.fromkeys(name for each in self.objectives for name in grows_with(each.expression)))
 
     @property
     def metrics(self) -> frozenset[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evomerge.errors import ConfigError, EvaluationError, EvomergeError, InfeasibleError, NotBuiltError
+from evomerge.errors import EvaluationError, EvomergeError, InfeasibleError, NotBuiltError, WorkerLostError
 from evomerge.fitness.config import EngineConfig
 from evomerge.fitness.gate import Gate, GateConfig
 from evomerge.fitness.suite import Suite, load_suite
@@ -24,19 +23,22 @@ if TYPE_CHECKING:
 class LmEvalScorer:
     """Scores recipes on lm-eval tasks through an engine. One thread uses it."""
 
-    def __init__(self, engine: Engine, suite: Suite, *, gate: GateConfig | None = None) -> None:
+    def __init__(self, engine: Engine, suite: Suite, *, gate: GateConfig | None = None, fragile: bool = False) -> None:
         """Build the requests of the search split; those of other splits follow when first asked for.
 
         Args:
             engine: the resident model; the scorer closes it.
             suite: the tasks.
             gate: how hard the sanity gate looks.
+            fragile: whether the engine must be replaced after a failure, as one whose unfinished requests would run
+                with the next candidate's weights.
 
         Raises:
             ConfigError: when a task cannot be loaded or a split has too few documents.
         """
         self._engine = engine
         self._suite = suite
+        self._fragile = fragile
         self._splits: dict[Split, SplitTasks] = {}
         search = self._tasks("search")
         probes = [item for kind in search.request_types for item in search.requests(kind)]
@@ -54,12 +56,13 @@ class LmEvalScorer:
             Per-sample scores, or why the recipe gives no working model.
 
         Raises:
-            EvaluationError: for a failure that is not the recipe's (out of memory, a broken device).
+            EvaluationError: for a failure that is not the recipe's (out of memory, a broken device); a
+                `WorkerLostError` where the engine is of no more use.
             EvomergeError: for anything that trying again cannot mend.
         """
         seconds: dict[str, float] = {}
         try:
-            with _evaluation_errors():
+            with _evaluation_errors(engine_lost=self._fragile):
                 if split not in self._splits:
                     with _clock(seconds, "prepare"):
                         self._tasks(split)
@@ -118,37 +121,20 @@ class ScorerSpec:
         return create_scorer(self)
 
 
-def check_engine(engine: EngineConfig) -> None:
-    """Refuse, before any model is built, an engine that this version does not have.
-
-    Raises:
-        ConfigError: for a device that no machine has; whether the worker's has it, the worker says.
-        NotBuiltError: for `kind: vllm`.
-    """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", engine.device):
-        raise ConfigError(f"engine.device: no device {engine.device!r:.60}; expected auto, cpu, cuda or cuda:N")
-    if engine.kind == "vllm":
-        raise NotBuiltError("engine.kind: vllm is not built yet; use `kind: transformers`, on the CPU or one GPU")
-
-
 def create_scorer(spec: ScorerSpec) -> LmEvalScorer:
     """Build engine and scorer.
 
     Raises:
-        NotBuiltError: for an engine that this version does not have.
-        EvomergeError: when sources or suite cannot be used.
+        EvomergeError: when sources, suite or engine cannot be used.
     """
-    check_engine(spec.engine)
-    from evomerge.fitness.transformers_engine import TransformersEngine
+    from evomerge.fitness.engines import create_engine
 
     suite = load_suite(spec.suite)
     template = _template(spec)
     with _evaluation_errors():
-        engine = TransformersEngine(
-            template, base_dir=spec.base_dir, config=spec.engine, batch_size=suite.config.batch_size
-        )
+        engine = create_engine(template, base_dir=spec.base_dir, config=spec.engine, batch_size=suite.config.batch_size)
         try:
-            return LmEvalScorer(engine, suite, gate=spec.gate)
+            return LmEvalScorer(engine, suite, gate=spec.gate, fragile=spec.engine.kind == "vllm")
         except BaseException:
             engine.close()
             raise
@@ -179,12 +165,17 @@ def _clock(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluation_errors() -> Iterator[None]:
-    """Turn what libraries raise into an `EvaluationError`; what evomerge raises passes."""
+def _evaluation_errors(*, engine_lost: bool = False) -> Iterator[None]:
+    """Turn what libraries raise into an `EvaluationError`, or a `WorkerLostError`; what evomerge raises passes."""
+    failure = WorkerLostError if engine_lost else EvaluationError
     try:
         yield
+    except EvaluationError as error:
+        if engine_lost and not isinstance(error, WorkerLostError):
+            raise WorkerLostError(str(error)) from error
+        raise
     except EvomergeError:
         raise
     except Exception as error:
         text = " ".join(str(error).split())[:300] or "no further text"
-        raise EvaluationError(f"scoring failed with {type(error).__name__}: {text}") from error
+        raise failure(f"scoring failed with {type(error).__name__}: {text}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from evomerge.merging.adapters import LoraAdapter, as_adapter, build_adapter
 from evomerge.merging.build import BuildReport, build, merge, portable_recipe
 from evomerge.merging.dtypes import DTYPES
 from evomerge.merging.folding import Rescale
@@ -19,6 +20,7 @@ __all__ = [
     "DTYPES",
     "BuildReport",
     "Hop",
+    "LoraAdapter",
     "MergePlan",
     "MergeProgress",
     "NestedModel",
@@ -27,7 +29,9 @@ __all__ = [
     "Route",
     "Sources",
     "Statistics",
+    "as_adapter",
     "build",
+    "build_adapter",
     "lay_in_slots",
     "make_tensor",
     "materialise",

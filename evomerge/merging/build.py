@@ -156,11 +156,15 @@ def portable_recipe(recipe: Recipe, base_dir: Path, out: Path, recipe_id: str) -
 def _rebased(data: dict[str, Any], base_dir: Path, out: Path) -> dict[str, Any]:
     sources = {}
     for alias, source in data["sources"].items():
-        model = source["model"]
-        if isinstance(model, dict):
-            model = _rebased(model, base_dir, out)
-        elif not model.startswith("zoo:") and (folder := local_folder(model, base_dir)) is not None:
-            relative = os.path.relpath(folder.resolve(), out.resolve())
-            model = Path(relative).as_posix()
-        sources[alias] = {**source, "model": model}
+        model, adapter = source["model"], source.get("adapter")
+        moved = _rebased(model, base_dir, out) if isinstance(model, dict) else relative_name(model, base_dir, out)
+        sources[alias] = {**source, "model": moved}
+        if adapter is not None:
+            sources[alias]["adapter"] = relative_name(adapter, base_dir, out)
     return {**data, "sources": sources}
+
+
+def relative_name(name: str, base_dir: Path, out: Path) -> str:
+    """Return how a model or adapter is named from the folder `out`; hub ids and embedded models stay."""
+    folder = None if name.startswith("zoo:") else local_folder(name, base_dir)
+    return name if folder is None else Path(os.path.relpath(folder.resolve(), out.resolve())).as_posix()

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from evomerge.checkpoints import is_buffer, is_finite
 from evomerge.errors import InfeasibleError
 from evomerge.merging.plan import MergePlan, PlannedTensor, Step
+from evomerge.merging.segments import Stretch
 from evomerge.operators.kernels.context import Context
+from evomerge.operators.noise import noise
+
+NOISE_SPAN = 1 << 20
+"""Noise is made for so many weights at a time, in float64."""
 
 
 def materialise(
@@ -49,7 +56,7 @@ def make_tensor(
     if planned.copied_from is not None and is_buffer(planned.name, planned.info):
         result = plan.sources.stored(planned.copied_from, planned.name_in(planned.copied_from)).to(device)
     else:
-        result = _copy(plan, planned, device) if planned.step is None else _blend(plan, planned, planned.step, device)
+        result = _computed(plan, planned, device)
         if planned.rescale is not None:
             result = planned.rescale(result)
         result = result.to(planned.info.dtype if dtype is None else dtype)
@@ -59,6 +66,46 @@ def make_tensor(
             f"use smaller weights or `dtype: float32`"
         )
     return result
+
+
+def _computed(plan: MergePlan, planned: PlannedTensor, device: str) -> Tensor:
+    if planned.stretches:
+        return _in_stretches(plan, planned, device)
+    return _copy(plan, planned, device) if planned.step is None else _blend(plan, planned, planned.step, device)
+
+
+def _in_stretches(plan: MergePlan, planned: PlannedTensor, device: str) -> Tensor:
+    """Make a tensor stretch by stretch, each with its own blend; noise is summed in float64."""
+    read: dict[str, Tensor] = {}
+
+    def flat(alias: str, stretch: Stretch) -> Tensor:
+        if alias not in read:
+            read[alias] = plan.sources.working(alias, planned.name_in(alias), device).reshape(-1)
+        return read[alias][stretch.start : stretch.stop]
+
+    result = torch.empty(planned.info.num_elements, dtype=torch.float32, device=device)
+    for stretch in planned.stretches:
+        made = result[stretch.start : stretch.stop]
+        if stretch.copied_from is not None:
+            made.copy_(flat(stretch.copied_from, stretch))
+        elif stretch.step is not None:
+            blend = stretch.step.blend
+            base = None if blend.base is None else flat(blend.base, stretch)
+            context = Context(name=planned.name, source_ids=stretch.step.source_ids, seed=plan.recipe.seed)
+            tensors = [flat(alias, stretch) for alias in blend.sources]
+            made.copy_(stretch.step.kernel(tensors, base, blend.params, context))
+        for start in range(0, len(made) if stretch.noise else 0, NOISE_SPAN):
+            some = made[start : start + NOISE_SPAN]
+            some += torch.from_numpy(_noise(stretch, start, len(some))).to(device)
+    return result.view(planned.info.shape)
+
+
+def _noise(stretch: Stretch, start: int, length: int) -> NDArray[np.float32]:
+    first = stretch.place + start
+    total = np.zeros(length)
+    for seed, scale in sorted(stretch.noise.items()):
+        total += scale * noise(seed, first, first + length)
+    return total.astype(np.float32)
 
 
 def _copy(plan: MergePlan, planned: PlannedTensor, device: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Opening the sources of a recipe, whatever they are: folders, hub ids, embedded models, recipes."""
+"""Opening the sources of a recipe, whatever they are: folders, hub ids, embedded models, recipes, adapters."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Any
 from torch import Tensor
 
 from evomerge.checkpoints import (
+    AdaptedModel,
+    Adapter,
     Checkpoint,
     Layout,
     ModelSource,
     TensorInfo,
     check_compatible,
     open_checkpoint,
+    resolve_adapter,
     resolve_model,
 )
 from evomerge.errors import SourceError
@@ -107,7 +110,8 @@ def open_sources(
         SourceError: a source that cannot be read or does not fit the others, or resident weights with NaN.
         NotBuiltError: a recipe that this version cannot build.
     """
-    known = () if like is None else like.models.values()
+    known = [] if like is None else [*like.models.values()]
+    known += [model.base for model in known if isinstance(model, AdaptedModel)]
     opened = {model.folder.resolve(): model for model in known if isinstance(model, Checkpoint)}
     return _open(recipe, base_dir, opened, resident=device if resident else None, any_depth=any_depth, like=like)
 
@@ -135,13 +139,17 @@ def _open_one(
 ) -> ModelSource:
     if like is not None and like.configs.get(alias) == config:
         return like.models[alias]
+    model: ModelSource
     if isinstance(config.model, Recipe):
-        return NestedModel(config.model, _open(config.model, base_dir, opened, like=like))
+        model = NestedModel(config.model, _open(config.model, base_dir, opened, like=like))
     try:
-        folder = resolve_model(config.model, config.revision, base_dir)
-        key = folder.resolve()
-        if key not in opened:
-            opened[key] = open_checkpoint(folder)
+        if isinstance(config.model, str):
+            folder = resolve_model(config.model, config.revision, base_dir)
+            if (key := folder.resolve()) not in opened:
+                opened[key] = open_checkpoint(folder)
+            model = opened[key]
+        if config.adapter is not None:
+            model = AdaptedModel(model, Adapter(resolve_adapter(config.adapter, config.adapter_revision, base_dir)))
     except SourceError as error:
         raise SourceError(f"sources.{alias}: {error}") from None
-    return opened[key]
+    return model

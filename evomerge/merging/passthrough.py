@@ -44,6 +44,11 @@ class _Passthrough:
         return {"merge_method": "passthrough", "dtype": self._plan.recipe.dtype, "slices": slices}
 
     def _check_copies(self) -> None:
+        if self._plan.expanded.segments:
+            raise NotBuiltError(
+                "segments: a mergekit passthrough copies each layer from one model, and this recipe blends pieces of "
+                "the flat index; export a checkpoint or the recipe"
+            )
         hops = self._route.hops
         for index, hop in enumerate(hops):
             if any(copied_source(blend) != hop.lead for blend in hop.blends.values()):

@@ -12,6 +12,7 @@ from evomerge.errors import NotBuiltError, RecipeError
 from evomerge.merging.dtypes import DTYPES
 from evomerge.merging.folding import Rescale, fold_in_layer, fold_outside
 from evomerge.merging.routes import Hop, Route, read_route, route_config
+from evomerge.merging.segments import Stretch, plan_stretches
 from evomerge.merging.sources import Sources
 from evomerge.merging.unbuilt import refuse_unbuilt
 from evomerge.operators.kernels.context import Kernel
@@ -31,7 +32,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """One tensor of the merged model: either a step makes it, or one source has it as it is."""
+    """One tensor of the merged model: a step makes it, one source has it as it is, or it is made in stretches."""
 
     name: str
     info: TensorInfo
@@ -43,6 +44,8 @@ class PlannedTensor:
     """Alias -> name of the tensor in that source; None: `name` in all of them."""
     rescale: Rescale | None = None
     """What the fold of a scaled stream does to the result."""
+    stretches: tuple[Stretch, ...] = ()
+    """Where segments cut it or add noise, how each of its stretches is made; in order and without gaps."""
 
     def name_in(self, alias: str) -> str:
         """Return the name of the tensor that is read of a source."""
@@ -125,9 +128,14 @@ class _Planner:
         self._dtype = DTYPES[recipe.dtype]
         self._layout = sources.models[sources.reference].layout
         self._steps: dict[int, tuple[Step | None, str | None]] = {}
+        self._stretches: Mapping[str, tuple[Stretch, ...]] = {}
+        if expanded.segments:
+            self._stretches = plan_stretches(recipe, expanded, sources.models[sources.reference], self._prepared)
 
     def plan(self, name: str, layer: int | None) -> PlannedTensor:
         """Plan one tensor of the merged model, by its name there."""
+        if name in self._stretches:
+            return self._in_stretches(name, self._stretches[name])
         if layer is None:
             info = self._sources.models[self._sources.reference].info(name)
             place = self._layout.place(name)
@@ -142,6 +150,17 @@ class _Planner:
         blend = hop.blends[_module_in_layer(source.layout.place(there).module)]
         folded = None if self._route.is_plain else fold_in_layer(hop, part, self._blocks())
         return self._planned(name, source.info(there), lead, blend, read=read, rescale=folded)
+
+    def _in_stretches(self, name: str, stretches: tuple[Stretch, ...]) -> PlannedTensor:
+        info = TensorInfo(self._sources.models[self._sources.reference].info(name).shape, self._dtype)
+        if len(stretches) == 1 and not stretches[0].noise:
+            return PlannedTensor(name, info, stretches[0].step, stretches[0].copied_from)
+        return PlannedTensor(name, info, None, None, stretches=stretches)
+
+    def _prepared(self, blend: Blend) -> tuple[Step | None, str | None]:
+        if id(blend) not in self._steps:
+            self._steps[id(blend)] = _prepare(blend, self._sources)
+        return self._steps[id(blend)]
 
     def _blocks(self) -> Blocks:
         return self._sources.blocks(self._sources.reference)
@@ -167,9 +186,7 @@ class _Planner:
                 f"layers: the blend of {name!r} has `scope: global`, a threshold over whole models, which along a "
                 f"route through their layers is not defined; use `scope: tensor` or `row`, or merge one to one"
             )
-        if id(blend) not in self._steps:
-            self._steps[id(blend)] = _prepare(blend, self._sources)
-        step, copied_from = self._steps[id(blend)]
+        step, copied_from = self._prepared(blend)
         return PlannedTensor(name, TensorInfo(info.shape, self._dtype), step, copied_from, read, rescale)
 
 

@@ -78,6 +78,27 @@ class Sources:
                 if not is_buffer(name, model.info(name))
             }
 
+    def keep(self, device: str, *, pinned: bool = False) -> None:
+        """Keep all weights from now on as they are stored, so that merging again reads no file.
+
+        Args:
+            device: where to keep them.
+            pinned: keep them in page-locked memory of the host, from where GPUs copy fastest.
+
+        Raises:
+            SourceError: when some are not finite.
+        """
+        for alias, model in self.models.items():
+            if id(model) in self._resident:
+                continue
+            check_finite(model, alias)
+            kept = {
+                name: model.tensor(name).to(device=device, copy=True)
+                for name in model.names()
+                if not is_buffer(name, model.info(name))
+            }
+            self._resident[id(model)] = {name: item.pin_memory() for name, item in kept.items()} if pinned else kept
+
     @cached_property
     def infos(self) -> Mapping[str, SourceInfo]:
         """Content hash and number of layers of every source; the first use hashes every weight (cached).
@@ -126,18 +147,26 @@ class Sources:
         """Return a tensor as the source stores it; it must not be changed."""
         return self.models[alias].tensor(name)
 
-    def working(self, alias: str, name: str, device: str | None = None) -> Tensor:
+    def working(
+        self, alias: str, name: str, device: str | None = None, *, window: tuple[int, int, int] | None = None
+    ) -> Tensor:
         """Return a tensor that is merged as float32 on a device (None: where it is); it must not be changed.
+
+        Args:
+            alias: the source.
+            name: of the tensor in that source.
+            device: where it is wanted.
+            window: dimension, start and length of the part that is wanted; None: all of it.
 
         Raises:
             SourceError: when it has NaN or infinite values.
         """
         model = self.models[alias]
         kept = self._resident.get(id(model))
-        if kept is not None:
-            return kept[name] if device is None else kept[name].to(device)
-        tensor = model.tensor(name)
-        if not is_finite(tensor):
+        tensor = model.tensor(name) if kept is None else kept[name]
+        if window is not None:
+            tensor = tensor.narrow(*window)
+        if kept is None and not is_finite(tensor):
             raise self.not_finite(alias, name)
         return (tensor if device is None else tensor.to(device)).to(torch.float32)
 

@@ -2,9 +2,18 @@
 
 from evomerge.recipe.blends import Blend, BlendConfig, SegmentConfig
 from evomerge.recipe.copies import copied, simplified
-from evomerge.recipe.expansion import ExpandedLayer, ExpandedRecipe, ExpandedSegment, expand
+from evomerge.recipe.expansion import ExpandedLayer, ExpandedRecipe, expand
 from evomerge.recipe.identity import SourceInfo, canonical, identity
-from evomerge.recipe.resolution import MODULES, Module
+from evomerge.recipe.resolution import (
+    CHROMOSOMES,
+    GROUPS,
+    MODULES,
+    Chromosome,
+    ExpandedSegment,
+    Group,
+    Module,
+    written_segments,
+)
 from evomerge.recipe.schema import (
     Dtype,
     LayerConfig,
@@ -17,13 +26,17 @@ from evomerge.recipe.schema import (
 )
 
 __all__ = [
+    "CHROMOSOMES",
+    "GROUPS",
     "MODULES",
     "Blend",
     "BlendConfig",
+    "Chromosome",
     "Dtype",
     "ExpandedLayer",
     "ExpandedRecipe",
     "ExpandedSegment",
+    "Group",
     "LayerConfig",
     "Module",
     "ModulesConfig",
@@ -39,4 +52,5 @@ __all__ = [
     "identity",
     "read_recipe",
     "simplified",
+    "written_segments",
 ]

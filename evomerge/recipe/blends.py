@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails
 
 from evomerge import operators
@@ -56,6 +56,23 @@ class SegmentConfig(BlendConfig):
 
     until: int | None = Field(default=None, ge=1)
     """First index after the range; the last segment leaves it out and reaches to the end."""
+    noise: dict[str, float] = Field(default_factory=dict)
+    """Standard normal noise that is added: its seed, a whole number in [0, 2^64), and what it is multiplied by."""
+
+    @field_validator("noise", mode="before")
+    @classmethod
+    def _seeds(cls, noise: Any) -> Any:
+        if not isinstance(noise, Mapping):
+            return noise
+        found = {}
+        for key, scale in noise.items():
+            seed = str(key)
+            if not (seed.isascii() and seed.isdigit() and str(int(seed)) == seed and int(seed) < 1 << 64):
+                raise ValueError(f"the seed {key!r:.60} is not a whole number in [0, 2^64)")
+            if isinstance(scale, (bool, str)) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+                raise ValueError(f"expected a finite number for seed {seed}, got {scale!r:.60}")
+            found[seed] = float(scale)
+        return found
 
 
 def _setting(path: Key, value: Any) -> Setting:

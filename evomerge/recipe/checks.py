@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from evomerge.documents import Key, did_you_mean
 from evomerge.recipe.faults import RecipePathError
-from evomerge.recipe.resolution import full_take, layer_blends, part_blend, segment_blends
+from evomerge.recipe.resolution import (
+    CHROMOSOMES,
+    full_take,
+    layer_blends,
+    part_blend,
+    segment_blends,
+    written_segments,
+)
 
 if TYPE_CHECKING:
+    from evomerge.recipe.blends import SegmentConfig
     from evomerge.recipe.schema import Recipe
 
 
@@ -57,15 +66,28 @@ def _check_segments(recipe: Recipe) -> None:
     for key in ("layers", "modules", "embeddings", "head"):
         if getattr(recipe, key) is not None:
             raise RecipePathError((key,), "cannot stand beside `segments`, which cover the whole model")
-    segments = recipe.segments or ()
+    if isinstance(recipe.segments, Mapping):
+        for name in recipe.segments:
+            if name not in CHROMOSOMES:
+                text = f"{name!r} is not a chromosome{did_you_mean(name, CHROMOSOMES)}"
+                raise RecipePathError(("segments", name), text)
+        if "rest" in recipe.segments and len(recipe.segments) == len(CHROMOSOMES):
+            raise RecipePathError(
+                ("segments", "rest"), "every module group is named, so that nothing is left; leave it out"
+            )
+    for path, segments in written_segments(recipe).values():
+        _check_ends(path, segments)
+    segment_blends(recipe)
+
+
+def _check_ends(place: Key, segments: Sequence[SegmentConfig]) -> None:
     before = 0
     for index, segment in enumerate(segments):
         last = index == len(segments) - 1
-        path: Key = ("segments", index, "until")
+        path: Key = (*place, index, "until")
         if last != (segment.until is None):
             raise RecipePathError(path, "every segment but the last must say where it ends, and the last must not")
         if segment.until is not None:
             if segment.until <= before:
                 raise RecipePathError(path, f"must lie beyond the end of the segment before it, {before}")
             before = segment.until
-    segment_blends(recipe)

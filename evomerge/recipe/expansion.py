@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from evomerge.recipe.blends import Blend
 from evomerge.recipe.faults import RecipePathError
-from evomerge.recipe.resolution import Module, full_take, layer_blends, part_blend, segment_blends
+from evomerge.recipe.resolution import (
+    GROUPS,
+    MODULES,
+    Chromosome,
+    ExpandedSegment,
+    Module,
+    full_take,
+    layer_blends,
+    part_blend,
+    segment_blends,
+)
 
 if TYPE_CHECKING:
     from evomerge.recipe.schema import Dtype, Recipe
@@ -26,15 +36,6 @@ class ExpandedLayer:
 
 
 @dataclass(frozen=True, slots=True)
-class ExpandedSegment:
-    """One range of the flat parameter index."""
-
-    until: int | None
-    """First index after it; None: the end of the model."""
-    blend: Blend
-
-
-@dataclass(frozen=True, slots=True)
 class ExpandedRecipe:
     """A recipe in full, still in terms of aliases."""
 
@@ -45,8 +46,9 @@ class ExpandedRecipe:
     dtype: Dtype
     seed: int
     base: str | None
-    segments: tuple[ExpandedSegment, ...] = ()
-    """Where there are any, they say how everything blends."""
+    segments: Mapping[Chromosome, tuple[ExpandedSegment, ...]] = field(default_factory=dict)
+    """Where there are any, they say how everything blends, and the other blends say nothing. Segments that come to one
+    blend for each module group are spelled out as layers instead."""
 
 
 def expand(recipe: Recipe, num_layers: Mapping[str, int]) -> ExpandedRecipe:
@@ -64,22 +66,32 @@ def expand(recipe: Recipe, num_layers: Mapping[str, int]) -> ExpandedRecipe:
         if alias not in num_layers:
             raise RecipePathError(("sources", alias), "the number of layers of this source is not known")
     if recipe.segments is not None:
-        segments = tuple(ExpandedSegment(until, blend) for until, blend in segment_blends(recipe))
-        embeddings, head = segments[0].blend, segments[-1].blend
+        return _expand_segments(recipe, num_layers)
+    embeddings, head = part_blend(recipe, "embeddings"), part_blend(recipe, "head")
+    if recipe.layers is None:
+        layers = _one_to_one(recipe, num_layers, layer_blends(recipe, None, None))
     else:
-        segments = ()
-        embeddings, head = part_blend(recipe, "embeddings"), part_blend(recipe, "head")
-    layers = _one_to_one(recipe, num_layers) if recipe.layers is None else _written(recipe, num_layers)
-    return ExpandedRecipe(layers, embeddings, head, recipe.dtype, recipe.seed, recipe.base, segments)
+        layers = _written(recipe, num_layers)
+    return ExpandedRecipe(layers, embeddings, head, recipe.dtype, recipe.seed, recipe.base)
 
 
-def _one_to_one(recipe: Recipe, num_layers: Mapping[str, int]) -> tuple[ExpandedLayer, ...]:
+def _expand_segments(recipe: Recipe, num_layers: Mapping[str, int]) -> ExpandedRecipe:
+    segments = segment_blends(recipe)
+    first = {group: segments[group if group in segments else "rest"][0] for group in GROUPS}
+    plain = all(len(each) == 1 and not each[0].noise for each in segments.values())
+    layers = _one_to_one(recipe, num_layers, {module: first[module].blend for module in MODULES} if plain else {})
+    embeddings, head = first["embeddings"].blend, first["head"].blend
+    return ExpandedRecipe(layers, embeddings, head, recipe.dtype, recipe.seed, recipe.base, {} if plain else segments)
+
+
+def _one_to_one(
+    recipe: Recipe, num_layers: Mapping[str, int], blends: Mapping[Module, Blend]
+) -> tuple[ExpandedLayer, ...]:
     depths = {alias: num_layers[alias] for alias in recipe.sources}
     if len(set(depths.values())) > 1:
         listed = ", ".join(f"{alias} {depth}" for alias, depth in depths.items())
         text = f"the sources differ in depth ({listed}), so `layers` must say which layers are taken"
         raise RecipePathError(("layers",), text)
-    blends = layer_blends(recipe, None, None) if recipe.segments is None else {}
     depth = next(iter(depths.values()))
     return tuple(ExpandedLayer(dict.fromkeys(depths, index), 1.0, blends) for index in range(depth))
 

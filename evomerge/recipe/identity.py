@@ -8,6 +8,8 @@ weight 0 takes no part, whatever the method), and the seed counts only where a m
   copied from a nested recipe, which copies it from a source, is that source's; a recipe that copies a nested one
   altogether is the nested one. (Rounding twice to one type is rounding once, and nothing is rounded to float32: only
   through such types is anything seen.)
+- *Segments* are counted by what they mean: neighbours that blend alike are one, a list is the segments of all module
+  groups, and segments that come to one blend a group are the same as layers that say so.
 - *Scales* count by their products S_t = s_1·...·s_t, in float64 and in order: only these reach the weights. Nothing
   else about them folds away: a factor common to all S_t changes how the branches stand to the embeddings, and a sign
   turns the norms.
@@ -28,7 +30,7 @@ from evomerge.recipe.blends import Blend
 from evomerge.recipe.copies import copied, simplified
 from evomerge.recipe.expansion import expand
 from evomerge.recipe.faults import RecipePathError
-from evomerge.recipe.resolution import MODULES, Module
+from evomerge.recipe.resolution import GROUPS, MODULES, Module
 from evomerge.recipe.schema import Recipe
 
 _VERSION = 2
@@ -104,7 +106,7 @@ class _Model:
         if self.expanded.segments:
             form["depth"] = len(self.expanded.layers)
             form["segments"] = self._segments()
-            blends += [segment["blend"] for segment in form["segments"]]
+            blends += [piece["blend"] for entry in form["segments"] for piece in entry["pieces"]]
         else:
             form["embeddings"] = self._blend(self.expanded.embeddings, _EMBEDDINGS)
             form["head"] = self._blend(self.expanded.head, _HEAD)
@@ -228,13 +230,22 @@ class _Model:
         return scale | {module: self._blend(blend, ("layer", index, module)) for module, blend in layer.blends.items()}
 
     def _segments(self) -> list[dict[str, Any]]:
-        segments: list[dict[str, Any]] = []
-        for segment in self.expanded.segments:
-            blend = self._blend(segment.blend, None)
-            if segments and segments[-1]["blend"] == blend:
-                segments.pop()
-            segments.append({"until": segment.until, "blend": blend})
-        return segments
+        """Return the pieces of each set of module groups; groups that are one piece and blend alike are one set."""
+        named = set(self.expanded.segments)
+        found: dict[str, dict[str, Any]] = {}
+        for name, segments in self.expanded.segments.items():
+            groups = [group for group in GROUPS if group not in named] if name == "rest" else [name]
+            pieces: list[dict[str, Any]] = []
+            for segment in segments:
+                noise = [[seed, scale] for seed, scale in sorted(segment.noise.items())]
+                piece = {"blend": self._blend(segment.blend, None), "noise": noise}
+                if pieces and {**pieces[-1], "until": None} == {**piece, "until": None}:
+                    pieces.pop()
+                pieces.append({**piece, "until": segment.until})
+            same = json.dumps(pieces, sort_keys=True) if len(pieces) == 1 else name
+            entry = found.setdefault(same, {"modules": [], "pieces": pieces})
+            entry["modules"] = sorted([*entry["modules"], *groups])
+        return sorted(found.values(), key=lambda entry: str(entry["modules"]))
 
     def _blend(self, blend: Blend, place: Place | None) -> dict[str, Any]:
         """Return the form of a blend at a place; None: at a range of the flat index."""

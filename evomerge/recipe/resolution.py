@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, cast
 
 from evomerge.documents import Key
 from evomerge.recipe.blends import Blend, BlendConfig, Link, Place, copy_of, resolve
+from evomerge.recipe.copies import simplified
 from evomerge.recipe.faults import RecipePathError
 
 if TYPE_CHECKING:
+    from evomerge.recipe.blends import SegmentConfig
     from evomerge.recipe.schema import LayerConfig, ModulesConfig, Recipe
 
 Module = Literal["attention", "mlp", "other"]
 MODULES: tuple[Module, ...] = ("attention", "mlp", "other")
+Group = Literal["attention", "mlp", "other", "embeddings", "head"]
+"""A module group of the whole model; what is outside of the layers and no head counts as embeddings."""
+GROUPS: tuple[Group, ...] = (*MODULES, "embeddings", "head")
+Chromosome = Group | Literal["rest"]
+"""A part of the model with segments of its own: a module group, or all those not named."""
+CHROMOSOMES: tuple[Chromosome, ...] = (*GROUPS, "rest")
+
+
+@dataclass(frozen=True, slots=True)
+class ExpandedSegment:
+    """One range of a chromosome's flat parameter index."""
+
+    until: int | None
+    """First index after it; None: the end of the chromosome."""
+    blend: Blend
+    noise: Mapping[int, float] = field(default_factory=dict)
+    """Seed -> factor, other than 0, of the noise that is added."""
 
 
 def part_blend(recipe: Recipe, part: Literal["embeddings", "head"]) -> Blend:
@@ -55,18 +75,52 @@ def layer_blends(recipe: Recipe, index: int | None, layer: LayerConfig | None) -
     return blends
 
 
-def segment_blends(recipe: Recipe) -> tuple[tuple[int | None, Blend], ...]:
-    """Resolve the segments as (first index after it, blend); the last one reaches to the end (None).
+def written_segments(recipe: Recipe) -> dict[Chromosome, tuple[Key, Sequence[SegmentConfig]]]:
+    """Return the segments of each chromosome with their key path; a plain list is `rest`, which is then all."""
+    if recipe.segments is None:
+        return {}
+    if not isinstance(recipe.segments, Mapping):
+        return {"rest": (("segments",), recipe.segments)}
+    return {cast("Chromosome", name): (("segments", name), each) for name, each in recipe.segments.items()}
+
+
+def segment_blends(recipe: Recipe) -> dict[Chromosome, tuple[ExpandedSegment, ...]]:
+    """Resolve the segments of each chromosome, in the order of the groups; equal neighbours are joined.
+
+    A module group that no chromosome names has the recipe's `blend`.
 
     Raises:
         RecipeError: with the key path of what is wrong.
     """
-    resolved = []
-    for index, segment in enumerate(recipe.segments or ()):
-        path: Key = ("segments", index)
-        chain: list[Link] = [(("blend",), recipe.blend), (path, segment)]
-        resolved.append((segment.until, _blend(recipe, chain, path, tuple(recipe.sources))))
-    return tuple(resolved)
+    written = written_segments(recipe)
+    aliases = tuple(recipe.sources)
+    found: dict[Chromosome, tuple[ExpandedSegment, ...]] = {}
+    for name in CHROMOSOMES:
+        if name in written:
+            place, segments = written[name]
+            resolved = []
+            for index, segment in enumerate(segments):
+                path: Key = (*place, index)
+                blend = _blend(recipe, [(("blend",), recipe.blend), (path, segment)], path, aliases)
+                noise = {int(seed): scale for seed, scale in segment.noise.items() if scale != 0}
+                resolved.append(ExpandedSegment(segment.until, blend, noise))
+            found[name] = _joined(resolved)
+    if "rest" not in found and len(found) < len(GROUPS):
+        path = ("segments", "rest")
+        found["rest"] = (ExpandedSegment(None, _blend(recipe, [(("blend",), recipe.blend)], path, aliases)),)
+    return found
+
+
+def _joined(segments: Sequence[ExpandedSegment]) -> tuple[ExpandedSegment, ...]:
+    joined = [segments[0]]
+    last = simplified(segments[0].blend)
+    for segment in segments[1:]:
+        blend = simplified(segment.blend)
+        if blend == last and segment.noise == joined[-1].noise:
+            joined.pop()
+        joined.append(segment)
+        last = blend
+    return tuple(joined)
 
 
 def full_take(recipe: Recipe, index: int, blends: Mapping[Module, Blend]) -> dict[str, int]:

@@ -6,9 +6,9 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails
 
 from evomerge.documents import Document, StrictModel, dump_yaml, parse_yaml, read_yaml
@@ -97,6 +97,18 @@ class LayerConfig(StrictModel):
     """Overrides this layer's blend within a module group."""
 
 
+def _is_mapping(segments: Any) -> str:
+    return "chromosomes" if isinstance(segments, Mapping) else "list"
+
+
+_SegmentList = Annotated[tuple[SegmentConfig, ...], Field(min_length=1)]
+Segments = Annotated[
+    Annotated[_SegmentList, Tag("list")] | Annotated[dict[str, _SegmentList], Field(min_length=1), Tag("chromosomes")],
+    Discriminator(_is_mapping),
+]
+"""A list of segments, or one for each chromosome."""
+
+
 class Recipe(StrictModel):
     """An immutable document that fully determines a merged model's weights.
 
@@ -132,8 +144,9 @@ class Recipe(StrictModel):
     """Token and position embeddings."""
     head: PartConfig | None = None
     """Final norm and language-model head."""
-    segments: tuple[SegmentConfig, ...] | None = Field(default=None, min_length=1)
-    """Piecewise blend over the flat parameter index (canonical parameter order), instead of layers."""
+    segments: Segments | None = None
+    """Piecewise blends, instead of layers: ranges of the flat parameter index (the merged parameters by name), or of
+    each of several chromosomes: the module groups named, and `rest` for the others (left out: `blend` alone)."""
 
     @field_validator("sources")
     @classmethod

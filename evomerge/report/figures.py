@@ -11,8 +11,10 @@ from evomerge.recipe import Recipe, SourceInfo
 from evomerge.report.heatmap import draw_heatmap
 from evomerge.report.labels import number, plain, spread, wrapped
 from evomerge.report.pareto import draw_pareto_front
+from evomerge.report.pieces import plot_pieces
 from evomerge.report.points import candidate_groups, compared_values, reference_points
 from evomerge.report.route import is_route, plot_route, plot_route_population, with_nested
+from evomerge.report.skills import plot_diversity_history, plot_skill_map
 from evomerge.report.style import ACCENT, DARK, MUTED, WARM, pad, styled
 from evomerge.run.view import Run
 
@@ -22,12 +24,15 @@ if TYPE_CHECKING:
 __all__ = [
     "is_route",
     "plot_coefficient_heatmap",
+    "plot_diversity_history",
     "plot_hypervolume_history",
     "plot_objective_history",
     "plot_optimization_history",
     "plot_pareto_front",
+    "plot_pieces",
     "plot_route",
     "plot_route_population",
+    "plot_skill_map",
     "with_nested",
 ]
 

@@ -16,8 +16,10 @@ from evomerge.report.labels import number
 from evomerge.report.style import TITLE_PX
 from evomerge.report.tables import front_table, reasons_table, score_table
 from evomerge.run.replay import source_infos
+from evomerge.run.skill_map import skill_map
 from evomerge.run.storage import write_atomically
 from evomerge.run.view import Json, Run
+from evomerge.spaces import PiecewiseSpace
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -148,12 +150,38 @@ def _sections(run: Run, best: int) -> Iterator[_Section]:
         point = ", ".join(number(value) for value in run.archive().reference or ())
         note = f"What the front dominates above the point ({point}): {number(run.archive().hypervolume())} at the end."
         yield _Section("hypervolume-history", "Hypervolume history", note, figures.plot_hypervolume_history(run))
+    yield from _skill_sections(run)
     if run.state.started is not None:
         yield from _recipe_sections(run, best, source_infos(run.state.started))
 
 
+def _skill_sections(run: Run) -> Iterator[_Section]:
+    """Yield who can do what, where candidates were scored sample by sample."""
+    try:
+        skills = skill_map(run)
+    except StateError:
+        return  # one candidate, or documents that differ from generation to generation
+    names = ", ".join(f"{name} ({count})" for name, count in skills.sizes.items())
+    first = skills.pairs[0]
+    note = (
+        f"What is left when candidates compete for samples of {names}: each member's share of every sample. A dark "
+        f"cell is a sample that few others solve. Most by each other gain candidates {skills.members[first.first]} and "
+        f"{skills.members[first.second]}: together they reach {number(first.union)}, {number(first.gain)} more than "
+        "the better one."
+    )
+    yield _Section("skill-map", "Skill map", note, figures.plot_skill_map(skills))
+    note = "Coverage: what any member can do. Entropy: how much members differ, 0 where all solve the same samples."
+    yield _Section("diversity", "Coverage and entropy", note, figures.plot_diversity_history(skills))
+
+
 def _recipe_sections(run: Run, best: int, infos: Mapping[str, SourceInfo]) -> Iterator[_Section]:
     """Yield what the best recipe is: its route, where it has one, and the coefficients of what it blends."""
+    if isinstance(run.space, PiecewiseSpace):
+        heading = f"Mixture of candidate {best}"
+        note = "Each source's weight along the model: tensors by name, each in row-major order."
+        individual = run.space.individual(run.state.asked[best].genome)
+        yield _Section("mixture", heading, note, figures.plot_pieces(run.space, individual, heading))
+        return
     recipe, routed = run.recipe(best), figures.is_route(run.recipe(best), infos)
     if run.config.space.kind != "parameter":
         note = "How often each layer is run, candidate by candidate in the order in which they were asked."

@@ -22,6 +22,8 @@ class SourceFacts:
     content_hash: str
     license: str | None
     """The licence's identifier as the source's own card declares it, or None where it declares none."""
+    adapter: str | None = None
+    """The LoRA adapter on the model, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ def model_card(
     """
     from huggingface_hub import ModelCardData
 
-    on_hub = [source.model for source in sources if _HUB_ID.fullmatch(source.model)]
+    named = dict.fromkeys(name for source in sources for name in (source.model, source.adapter) if name is not None)
+    on_hub = [name for name in named if _HUB_ID.fullmatch(name)]
     data = ModelCardData(
         library_name="transformers",
         tags=["merge", "evomerge"],
@@ -120,6 +123,10 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\|*_<>\[\]`])", r"\\\1", text)
 
 
+def _on_top(source: SourceFacts) -> str:
+    return "" if source.adapter is None else f" with the adapter {_escaped(source.adapter)}"
+
+
 def _cell(mean: float, stderr: float | None) -> str:
     return f"{mean:.4f}" if stderr is None else f"{mean:.4f} ± {stderr:.4f}"
 
@@ -127,7 +134,8 @@ def _cell(mean: float, stderr: float | None) -> str:
 def _source_table(sources: Sequence[SourceFacts]) -> str:
     lines = ["## Sources", "", "| alias | model | licence | content hash |", "|---|---|---|---|"]
     lines += [
-        f"| {_escaped(source.alias)} | {_escaped(source.model)} | {_escaped(source.license or 'not declared')} "
+        f"| {_escaped(source.alias)} | {_escaped(source.model)}{_on_top(source)} "
+        f"| {_escaped(source.license or 'not declared')} "
         f"| `{source.content_hash[:16]}` |"
         for source in sources
     ]

@@ -70,6 +70,8 @@ class Started(Event):
     """By alias."""
     objectives: tuple[str, ...] = Field(min_length=1)
     """Names, in the order of `Outcome.objectives`; all are maximised."""
+    grams: str | None = None
+    """Path, within the run folder, of the Gram matrices of the sources, where the space needs them."""
 
 
 class Resumed(Event):

@@ -1,9 +1,10 @@
-"""Exporting a candidate: its sealed test score, then a checkpoint with its card, or its recipe."""
+"""Exporting a candidate: its sealed test score, then a checkpoint or adapter with its card; or its recipe."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from evomerge.cluster import InlineExecutor
 from evomerge.cluster.types import Completed, Failed, Job
@@ -11,6 +12,7 @@ from evomerge.errors import EvaluationError, RunHeldError, StateError
 from evomerge.recipe import Recipe, SourceConfig
 from evomerge.run.card import ScoreRow, SourceFacts, declared_license, model_card
 from evomerge.run.events import CandidateId, Exported
+from evomerge.run.grams import stored_grams
 from evomerge.run.journal import JournalWriter
 from evomerge.run.lease import Lease
 from evomerge.run.outcomes import measured
@@ -51,24 +53,42 @@ def export_checkpoint(path: Path, out: Path, word: str = "best", *, notify: Noti
         StateError: when there is no such candidate, or `out` exists.
         SourceError: when a source cannot be read any more.
     """
+    return _export_model(path, out, word, "checkpoint", notify)
+
+
+def export_adapter(path: Path, out: Path, word: str = "best", *, notify: Notify = silent) -> Json:
+    """Write a candidate as a PEFT adapter with a model card, scored as `export_checkpoint` does.
+
+    A candidate is an adapter where its sources are adapters on one model, or that model, and its method is linear.
+
+    Raises:
+        NotBuiltError: when the candidate is no adapter, with the reason.
+        StateError, SourceError: as `export_checkpoint` does.
+    """
+    return _export_model(path, out, word, "adapter", notify)
+
+
+def _export_model(path: Path, out: Path, word: str, kind: Literal["checkpoint", "adapter"], notify: Notify) -> Json:
     run = Run(path)
     candidate = run.resolve(word)
     if out.exists():
         raise StateError(f"{out}: this exists already; give a folder that does not")
+    if kind == "adapter":
+        _check_adapter(run.recipe(candidate))
     note = None
-    problem = open_problem(run.config)
+    problem = open_problem(run.config, grams=stored_grams(run.folder, run.state.started))
     check_sources(path, run.state.started, problem)
     try:
         with Lease(path):
             _unseal(run, problem, candidate, notify)
             run.refresh()
-            _build(run, problem, candidate, out)
+            _build(run, problem, candidate, out, kind)
             with JournalWriter(run.folder.journal) as journal:
                 journal.append(Exported(candidate=candidate, out=out.name))
     except RunHeldError:
         note = "the run is still going: exported without the sealed test scores; export again once it is finished"
-        _build(run, problem, candidate, out)
-    return {**_facts(run, candidate, out, "checkpoint"), "note": note}
+        _build(run, problem, candidate, out, kind)
+    return {**_facts(run, candidate, out, kind), "note": note}
 
 
 def export_recipe(path: Path, out: Path, word: str = "best") -> Json:
@@ -167,11 +187,21 @@ def _facts(run: Run, candidate: CandidateId, out: Path, kind: str) -> Json:
     }
 
 
-def _build(run: Run, problem: Problem, candidate: CandidateId, out: Path) -> None:
-    from evomerge.merging import build, terminal_progress
+def _check_adapter(recipe: Recipe) -> None:
+    """Refuse a candidate that is no adapter before anything is scored, which the first export does once."""
+    from evomerge.merging import as_adapter, open_sources, plan
 
-    card = _card(run, problem, candidate, out)
-    build(run.recipe(candidate), out, base_dir=NO_FOLDER, card=card, progress=terminal_progress())
+    as_adapter(plan(recipe, open_sources(recipe, NO_FOLDER)))
+
+
+def _build(run: Run, problem: Problem, candidate: CandidateId, out: Path, kind: str) -> None:
+    from evomerge.merging import build, build_adapter, terminal_progress
+
+    recipe, card = run.recipe(candidate), _card(run, problem, candidate, out)
+    if kind == "adapter":
+        build_adapter(recipe, out, base_dir=NO_FOLDER, card=card)
+    else:
+        build(recipe, out, base_dir=NO_FOLDER, card=card, progress=terminal_progress())
 
 
 def _card(run: Run, problem: Problem, candidate: CandidateId, out: Path) -> str:
@@ -225,5 +255,9 @@ def _source_fact(alias: str, source: SourceConfig, content_hash: str) -> SourceF
     if not isinstance(source.model, str):
         return SourceFacts(alias, "a nested recipe", content_hash, None)
     folder = resolve_model(source.model, source.revision, NO_FOLDER)
-    shown = Path(source.model).name if Path(source.model).is_absolute() else source.model
-    return SourceFacts(alias, shown, content_hash, declared_license(folder))
+    adapter = None if source.adapter is None else _shown(source.adapter)
+    return SourceFacts(alias, _shown(source.model), content_hash, declared_license(folder), adapter)
+
+
+def _shown(name: str) -> str:
+    return Path(name).name if Path(name).is_absolute() else name

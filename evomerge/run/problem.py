@@ -9,14 +9,26 @@ from typing import TYPE_CHECKING
 
 from evomerge.catalog import find_document
 from evomerge.errors import StateError
-from evomerge.fitness import Objectives, ScorerSpec, Split, Suite, check_engine, check_fitness, load_suite
+from evomerge.fitness import (
+    EngineChoice,
+    Objectives,
+    ScorerSpec,
+    Split,
+    Suite,
+    Workplace,
+    check_engine,
+    check_fitness,
+    choose_engine,
+    load_suite,
+)
 from evomerge.recipe import Recipe, SourceInfo, identity
 from evomerge.run.config import RunConfig
 from evomerge.run.events import Event, Started
 from evomerge.run.folder import config_data
+from evomerge.run.grams import compute_grams
 from evomerge.run.replay import space_of
 from evomerge.search import Archive, Searcher, create_searcher
-from evomerge.spaces import Space
+from evomerge.spaces import Grams, Space
 
 if TYPE_CHECKING:
     from evomerge.merging import Sources
@@ -38,6 +50,10 @@ class Problem:
     suite: Suite
     scorer: ScorerSpec
     """Builds the scorer inside a worker."""
+    engine: EngineChoice | None = None
+    """The engine that was decided on, where that was asked for; `config` then names it too."""
+    grams: Grams | None = None
+    """Of the sources, for a piecewise space."""
 
     def searcher(self) -> Searcher:
         """Return the searcher, at its start.
@@ -45,7 +61,7 @@ class Problem:
         Raises:
             ConfigError: for an unknown searcher or option.
         """
-        return create_searcher(self.config.search, self.space)
+        return create_searcher(self.config.search, self.space, metrics=self.objectives.wanted)
 
     def identity(self, recipe: Recipe) -> str:
         """Return the SHA-256 identity of a recipe over this search's sources."""
@@ -109,12 +125,14 @@ def open_search_sources(config: RunConfig) -> Sources:
     return open_sources(recipe, NO_FOLDER, any_depth=config.space.kind == "data_flow")
 
 
-def open_problem(config: RunConfig, *, check_weights: bool = False) -> Problem:
+def open_problem(config: RunConfig, *, check_weights: bool = False, grams: Grams | None = None) -> Problem:
     """Open the sources (headers and content hashes, no weights kept) and check that everything fits.
 
     Args:
         config: the search file.
-        check_weights: also read every weight once, to refuse NaN and infinity now and not in every candidate.
+        check_weights: for a search that is to start: also decide on the engine, and read every weight once, to refuse
+            NaN and infinity now and not in every candidate.
+        grams: of the sources, where they are known; else a piecewise space reads every weight once to know them.
 
     Raises:
         ConfigError: a task, metric, parameter, range, searcher or option that does not exist.
@@ -129,10 +147,15 @@ def open_problem(config: RunConfig, *, check_weights: bool = False) -> Problem:
     # Refuses too many objectives and a wrong number of weights.
     Archive(objectives.names, scalarize=config.search.scalarize)
     sources = open_search_sources(config)
+    engine = None
+    if check_weights:
+        engine = choose_engine(config.engine, sources.models[sources.reference].folder, workplace(config))
+        config = config.model_copy(update={"engine": config.engine.model_copy(update={"kind": engine.kind})})
     infos = dict(sources.infos)
+    grams = compute_grams(config, sources) if grams is None else grams
     problem = Problem(
         config=config,
-        space=space_of(config, infos),
+        space=space_of(config, infos, grams),
         objectives=objectives,
         infos=infos,
         suite=suite,
@@ -144,12 +167,24 @@ def open_problem(config: RunConfig, *, check_weights: bool = False) -> Problem:
             engine=config.engine,
             tokenizer=config.tokenizer,
         ),
+        engine=engine,
+        grams=grams,
     )
     problem.searcher()  # refuses an unknown searcher or option before anything is written
     if check_weights:
         for alias, model in sources.models.items():
             check_finite(model, alias, parameter_names(model))
     return problem
+
+
+def workplace(config: RunConfig) -> Workplace:
+    """Return what is known of the machines on which a search's workers will run."""
+    executor = config.executor
+    if executor.kind == "ray":
+        return Workplace(is_here=executor.address is None, gpus=executor.gpus_per_worker)
+    import torch
+
+    return Workplace(gpus=torch.cuda.device_count())
 
 
 def check_sources(path: Path, started: Event | None, problem: Problem) -> None:

@@ -17,11 +17,12 @@ from evomerge.recipe import Recipe, SourceInfo, identity
 from evomerge.run.config import RunConfig
 from evomerge.run.events import Asked, Evaluated, Event, Started
 from evomerge.run.folder import RunFolder, config_digest
+from evomerge.run.grams import stored_grams
 from evomerge.run.journal import JournalReader
 from evomerge.run.scores import ScoreStore
 from evomerge.run.state import RunState
 from evomerge.search import Candidate, Scalarize, Searcher, create_searcher
-from evomerge.spaces import Space, create_space
+from evomerge.spaces import Grams, Space, create_space
 
 _TOLERANCE = 1e-9
 """Journaled means and those of the score files may differ by rounding, where NumPy sums in another order."""
@@ -113,8 +114,8 @@ def source_infos(started: Started) -> dict[str, SourceInfo]:
     }
 
 
-def space_of(config: RunConfig, infos: Mapping[str, SourceInfo]) -> Space:
-    """Return the space that a run searches.
+def space_of(config: RunConfig, infos: Mapping[str, SourceInfo], grams: Grams | None = None) -> Space:
+    """Return the space that a run searches; `grams` is for a piecewise one.
 
     Raises:
         ConfigError: when the space does not fit the sources.
@@ -127,6 +128,7 @@ def space_of(config: RunConfig, infos: Mapping[str, SourceInfo]) -> Space:
         dtype=config.engine.dtype,
         tokenizer=config.tokenizer,
         seed=config.search.seed,
+        grams=grams,
     )
 
 
@@ -167,7 +169,9 @@ def verify(path: Path) -> VerifyReport:
     if started.config_digest != config_digest(config):
         raise StateError(f"{folder.config_path}: changed since the run started; restore it from a copy")
     infos = source_infos(started)
-    searcher = create_searcher(config.search, space_of(config, infos))
+    space = space_of(config, infos, stored_grams(folder, started))
+    objectives = Objectives.parse(config.fitness)
+    searcher = create_searcher(config.search, space, metrics=objectives.wanted)
     replayed = replay(
         events,
         searcher,

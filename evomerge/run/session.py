@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,16 @@ from evomerge.run.config import RunConfig
 from evomerge.run.coordinator import Coordinator, Ending, Observer, unobserved
 from evomerge.run.events import Budget, SourceRecord, Started
 from evomerge.run.folder import MAY_CHANGE, RunFolder, config_data, config_digest
-from evomerge.run.journal import JournalWriter
+from evomerge.run.grams import keep_grams, stored_grams, write_grams
+from evomerge.run.journal import JournalReader, JournalWriter
 from evomerge.run.lease import Lease
 from evomerge.run.load import apply_overrides
 from evomerge.run.problem import Problem, check_sources, open_problem
 from evomerge.run.replay import replay
 from evomerge.run.signals import draining_on_signals
+from evomerge.spaces import Grams
+
+_log = logging.getLogger(__name__)
 
 ExecutorFactory = Callable[[Problem], Executor]
 """Where scoring runs; a seam for executors of one's own."""
@@ -52,10 +57,12 @@ def start(
         RunHeldError: when another coordinator holds the folder.
     """
     if (path / "config.yaml").exists():
-        RunFolder.open(path).check_config(config)
+        _check_config(RunFolder.open(path), config)
         raise StateError(f"{path}: this run was started already; continue it with `evomerge resume {path}`")
     problem = open_problem(config, check_weights=True)
-    folder = RunFolder.create(path, config)
+    if problem.engine is not None:
+        _log.info("engine: %s (%s)", problem.engine.kind, problem.engine.reason)
+    folder = RunFolder.create(path, problem.config, problem.engine)
     return _work(folder, problem, observer, executor)
 
 
@@ -85,13 +92,29 @@ def resume(
     own = folder.config()
     changed = own
     if config is not None:
-        folder.check_config(config)
+        _check_config(folder, config)
         changed = own.model_copy(update={key: getattr(config, key) for key in MAY_CHANGE})
     changed = override(changed, overrides)
     before, after = own.budget.model_dump(), changed.budget.model_dump()
     named = {text.split("=")[0].strip().removeprefix("budget.") for text in overrides}
     changes = {key: value for key, value in after.items() if key in named or value != before[key]}
-    return _work(folder, open_problem(changed), observer, executor, changes)
+    return _work(folder, open_problem(changed, grams=_known_grams(folder)), observer, executor, changes)
+
+
+def _known_grams(folder: RunFolder) -> Grams | None:
+    """Return the Gram matrices that the run started with; None where it needs none, or they are to be made again."""
+    events = JournalReader(folder.journal).poll() if folder.journal.exists() else []
+    started = events[0] if events else None
+    named = started.grams if isinstance(started, Started) else None
+    return stored_grams(folder, started) if named is not None and folder.inside(named).exists() else None
+
+
+def _check_config(folder: RunFolder, config: RunConfig) -> None:
+    """Refuse a configuration that is not the run's; `engine.kind: auto` stands for what was decided at its start."""
+    if config.engine.kind == "auto":
+        decided = config.engine.model_copy(update={"kind": folder.config().engine.kind})
+        config = config.model_copy(update={"engine": decided})
+    folder.check_config(config)
 
 
 def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
@@ -118,8 +141,9 @@ def _work(
     changes: Mapping[str, float | int | None] = MappingProxyType({}),
 ) -> Result:
     with Lease(folder.path), JournalWriter(folder.journal) as journal:
-        events = journal.events or (journal.append(_started(problem)),)
+        events = journal.events or (journal.append(_started(folder, problem)),)
         check_sources(folder.path, events[0], problem)
+        keep_grams(folder, events[0], problem.grams)
         replayed = replay(
             events,
             problem.searcher(),
@@ -150,7 +174,7 @@ def _work(
     return Result(folder.path, ending)
 
 
-def _started(problem: Problem) -> Started:
+def _started(folder: RunFolder, problem: Problem) -> Started:
     return Started(
         config_digest=config_digest(problem.config),
         version=__version__,
@@ -159,4 +183,5 @@ def _started(problem: Problem) -> Started:
             for alias, info in problem.infos.items()
         },
         objectives=problem.objectives.names,
+        grams=None if problem.grams is None else write_grams(folder, problem.grams),
     )

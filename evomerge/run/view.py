@@ -23,6 +23,7 @@ from evomerge.recipe import Recipe
 from evomerge.run.config import BudgetConfig, RunConfig
 from evomerge.run.events import CandidateId, Evaluated, Event, Started
 from evomerge.run.folder import RunFolder
+from evomerge.run.grams import stored_grams
 from evomerge.run.journal import JournalReader
 from evomerge.run.lease import is_held
 from evomerge.run.replay import source_infos, space_of
@@ -114,7 +115,8 @@ class Run:
         Raises:
             StateError: before the run started.
         """
-        return space_of(self._config, source_infos(self._started()))
+        started = self._started()
+        return space_of(self._config, source_infos(started), stored_grams(self._folder, started))
 
     def archive(self, split: Split = "search") -> Archive:
         """Return the candidates that were scored on a split.

@@ -9,6 +9,8 @@ A searcher is driven by hand with `ask` and `tell`, with no cluster and no files
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from evomerge import seeds
 from evomerge.documents import did_you_mean
 from evomerge.errors import ConfigError
@@ -17,9 +19,16 @@ from evomerge.search.cat_cma import CatCma, CatCmaOptions
 from evomerge.search.cma_es import CmaEs, CmaEsOptions
 from evomerge.search.config import SearchConfig
 from evomerge.search.genomes import genome_from_unit, unit_from_genome
+from evomerge.search.map_elites import MapElites, MapElitesOptions
+from evomerge.search.natural_niches import NaturalNiches, NaturalNichesOptions
+from evomerge.search.niches import Niches
+from evomerge.search.nsga_ii import NsgaII, NsgaIIOptions
+from evomerge.search.options import parse_options
+from evomerge.search.portfolio import Portfolio, PortfolioOptions
 from evomerge.search.random_search import RandomOptions, RandomSearch
 from evomerge.search.scalar import Scalarize, scalarize
 from evomerge.search.staged import StagedSearch, Stages
+from evomerge.search.tpe import Tpe, TpeOptions
 from evomerge.search.types import Candidate, Outcome, Samples, Searcher, State
 from evomerge.spaces.joint import JointSpace
 from evomerge.spaces.types import Space
@@ -33,7 +42,16 @@ __all__ = [
     "CmaEsOptions",
     "Entry",
     "HistoryPoint",
+    "MapElites",
+    "MapElitesOptions",
+    "NaturalNiches",
+    "NaturalNichesOptions",
+    "Niches",
+    "NsgaII",
+    "NsgaIIOptions",
     "Outcome",
+    "Portfolio",
+    "PortfolioOptions",
     "RandomOptions",
     "RandomSearch",
     "Samples",
@@ -43,6 +61,8 @@ __all__ = [
     "StagedSearch",
     "Stages",
     "State",
+    "Tpe",
+    "TpeOptions",
     "create_searcher",
     "genome_from_unit",
     "scalarize",
@@ -50,36 +70,72 @@ __all__ = [
     "unit_from_genome",
 ]
 
-_SEARCHERS: dict[str, type[CmaEs | CatCma | RandomSearch]] = {
+_SEARCHERS: dict[str, type[CmaEs | CatCma | MapElites | NaturalNiches | NsgaII | RandomSearch | Tpe]] = {
     "cat_cma": CatCma,
     "cma_es": CmaEs,
+    "map_elites": MapElites,
+    "natural_niches": NaturalNiches,
+    "nsga_ii": NsgaII,
     "random": RandomSearch,
+    "tpe": Tpe,
 }
 
 
 def searcher_names() -> tuple[str, ...]:
     """Return the names that `search.searcher` may take, sorted."""
-    return tuple(sorted(_SEARCHERS))
+    return tuple(sorted((*_SEARCHERS, "portfolio")))
 
 
-def create_searcher(config: SearchConfig, space: Space) -> Searcher:
+def create_searcher(config: SearchConfig, space: Space, *, metrics: Sequence[str] = ()) -> Searcher:
     """Return the searcher that a search file names, at its start.
+
+    Args:
+        config: the `search:` section.
+        space: where to search.
+        metrics: whose scores per sample compete, where samples do and the options do not say; none: those of all.
 
     Raises:
         ConfigError: for an unknown searcher or option, or a space in which nothing varies.
     """
-    if config.searcher not in _SEARCHERS:
-        hint = did_you_mean(config.searcher, _SEARCHERS)
-        raise ConfigError(f"search.searcher: there is no searcher {config.searcher!r}{hint}")
     if not space.dimensions:
         raise ConfigError("space: nothing varies, so there is nothing to search; give a parameter a range [low, high]")
     if isinstance(space, JointSpace) and space.schedule != "together":
         return _staged(config, space)
-    return _single(config, space, config.seed)
+    return _single(config, space, config.seed, metrics)
 
 
-def _single(config: SearchConfig, space: Space, seed: int) -> Searcher:
-    return _SEARCHERS[config.searcher](space, seed=seed, options=config.options, scalarize=config.scalarize)
+def _single(config: SearchConfig, space: Space, seed: int, metrics: Sequence[str] = ()) -> Searcher:
+    if config.searcher == "portfolio":
+        return _portfolio(config, space, seed, metrics)
+    if config.searcher not in _SEARCHERS:
+        hint = did_you_mean(config.searcher, searcher_names())
+        raise ConfigError(f"search.searcher: there is no searcher {config.searcher!r}{hint}")
+    searcher = _SEARCHERS[config.searcher]
+    if config.minibatch is not None and searcher in (MapElites, NaturalNiches):
+        raise ConfigError(
+            f"search.minibatch: {config.searcher} compares candidates of all times, and scores on different documents "
+            "do not compare; leave it out"
+        )
+    if searcher is NaturalNiches:
+        return NaturalNiches(space, seed=seed, options=config.options, metrics=metrics)
+    return searcher(space, seed=seed, options=config.options, scalarize=config.scalarize)
+
+
+def _portfolio(config: SearchConfig, space: Space, seed: int, metrics: Sequence[str]) -> Portfolio:
+    if config.minibatch is not None:
+        raise ConfigError(
+            "search.minibatch: the searchers of a portfolio hear each other, and scores on different documents do not "
+            "compare; leave it out"
+        )
+    options = parse_options(PortfolioOptions, config.options)
+
+    def make(stage_space: Space, number: int) -> Searcher:
+        stage = options.stages[number]
+        one = config.model_copy(update={"searcher": stage.searcher, "options": stage.options})
+        # The first stage is the search that its searcher would do alone.
+        return _single(one, stage_space, seeds.derive(seed, "portfolio", number) if number else seed, metrics)
+
+    return Portfolio(space, options, make, scalarize=config.scalarize)
 
 
 def _staged(config: SearchConfig, space: JointSpace) -> Searcher:

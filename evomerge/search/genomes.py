@@ -59,3 +59,9 @@ def unit_from_genome(space: Space, genome: Genome) -> Vector:
         for dimension, value in zip(space.dimensions, genome, strict=True)
     ]
     return np.clip(np.asarray(point, dtype=np.float64), 0.0, 1.0)
+
+
+def numeric_genome(space: Space, genome: Genome) -> Genome:
+    """Return a genome with one value a dimension: where the space breeds, the one nearest to a bred genome."""
+    nearest: Genome = space.numeric(genome) if hasattr(space, "numeric") else genome
+    return nearest

@@ -34,9 +34,9 @@ class Ledger:
         parents: tuple[int, ...] = (),
         recipe: Recipe | None = None,
     ) -> Candidate:
-        """Return a new candidate with the next id; the recipe is decoded unless the caller has it."""
-        recipe = self._space.decode(genome) if recipe is None else recipe
-        candidate = Candidate(self._issued, genome, recipe, parents, origin, generation)
+        """Return a new candidate with the next id; its recipe is decoded on demand unless the caller has it."""
+        decode = self._space.decode if recipe is None else lambda _: recipe
+        candidate = Candidate(self._issued, genome, decode, parents, origin, generation)
         self._open[candidate.id] = candidate
         self._issued += 1
         return candidate

@@ -153,7 +153,6 @@ class StagedSearch:
             origin=f"{self._part} stage {self._stage}: {inner.origin}",
             generation=inner.generation,
             parents=tuple(self._first_id + parent for parent in inner.parents),
-            recipe=inner.recipe,
         )
         self._open[candidate.id] = inner
         self._num_asked += 1

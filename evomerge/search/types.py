@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
@@ -17,20 +18,26 @@ Samples = Mapping[str, NDArray[np.float64]]
 """Per-sample scores: `task.metric` -> float64 array of shape (documents,), in document order."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Candidate:
     """What to try next."""
 
     id: int
     """Counts from 0 in the order of asking."""
     genome: Genome
-    recipe: Recipe
+    decode: Callable[[Genome], Recipe] = field(repr=False, compare=False)
+    """Gives the recipe of the genome."""
     parents: tuple[int, ...] = ()
     """Ids of the candidates it was made from, if any."""
     origin: str = ""
     """How it came about, in words, for instance `cma_es generation 3`."""
     generation: int = 0
     """Candidates that are compared with each other share it; a minibatch is drawn anew for each generation."""
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The genome's recipe, decoded when it is first looked at: scoring in memory needs none."""
+        return self.decode(self.genome)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,11 @@ from evomerge.errors import ConfigError
 from evomerge.recipe import SourceConfig, TokenizerConfig
 from evomerge.spaces.config import GroupsConfig, Range, SpaceConfig
 from evomerge.spaces.data_flow import DataFlowSpace
+from evomerge.spaces.grams import Grams
 from evomerge.spaces.joint import JointSpace
 from evomerge.spaces.parameter import ParameterSpace
+from evomerge.spaces.pieces import Pieces
+from evomerge.spaces.piecewise import PiecewiseSpace
 from evomerge.spaces.reading import read_space
 from evomerge.spaces.types import Dimension, Genome, Space, Value
 
@@ -17,9 +20,12 @@ __all__ = [
     "DataFlowSpace",
     "Dimension",
     "Genome",
+    "Grams",
     "GroupsConfig",
     "JointSpace",
     "ParameterSpace",
+    "Pieces",
+    "PiecewiseSpace",
     "Range",
     "Space",
     "SpaceConfig",
@@ -38,6 +44,7 @@ def create_space(
     dtype: str = "bfloat16",
     tokenizer: TokenizerConfig | None = None,
     seed: int = 0,
+    grams: Grams | None = None,
 ) -> Space:
     """Build the space of a search file's `space:` section.
 
@@ -49,9 +56,11 @@ def create_space(
         dtype: of the merged weights, as in a recipe.
         tokenizer: as in a recipe.
         seed: of random masks, as in a recipe.
+        grams: of the sources, for a piecewise space.
 
     Raises:
         ConfigError: when the section does not fit the methods or the sources.
+        ValueError: when a piecewise space gets no `grams`.
     """
     depths = {alias: num_layers if isinstance(num_layers, int) else num_layers[alias] for alias in sources}
     if config.kind == "data_flow":
@@ -61,6 +70,10 @@ def create_space(
     if len(set(depths.values())) > 1:
         listed = ", ".join(f"{alias} {depth}" for alias, depth in depths.items())
         raise ConfigError(f"sources: they differ in depth ({listed}); a space of this kind merges layer by layer")
+    if config.kind == "piecewise":
+        if grams is None:
+            raise ValueError("a piecewise space needs the Gram matrices of its sources")
+        return PiecewiseSpace(config, grams, sources=sources, base=base, dtype=dtype, tokenizer=tokenizer)
     one_depth = next(iter(depths.values()))
     if config.kind == "joint":
         return JointSpace(

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails
 
 from evomerge.documents import StrictModel, did_you_mean
+from evomerge.recipe import Group
 
 Range = bool | float | str | tuple[bool | float | str, ...]
 """`[low, high]` searches a number, a list of words (or of true and false) a choice; one value fixes it."""
@@ -44,10 +45,17 @@ class GroupsConfig(StrictModel):
 _PARAMETER_KEYS = ("method", "groups", "parameters")
 _ROUTE_KEYS = ("encoding", "order", "repeats", "scales", "initial_keep", "max_hops", "max_parameters")
 _JOINT_KEYS = ("schedule", "stage_evaluations")
+_PIECEWISE_KEYS = ("chromosomes", "chunks", "range")
+_PIECEWISE: dict[str, tuple[str, ...]] = {"`kind: piecewise`": _PIECEWISE_KEYS}
 _ELSEWHERE: dict[str, dict[str, tuple[str, ...]]] = {
-    "parameter": {"`kind: data_flow` or `joint`": _ROUTE_KEYS, "`kind: joint`": _JOINT_KEYS},
-    "data_flow": {"`kind: parameter` or `joint`": _PARAMETER_KEYS, "`kind: joint`": _JOINT_KEYS},
-    "joint": {},
+    "parameter": {"`kind: data_flow` or `joint`": _ROUTE_KEYS, "`kind: joint`": _JOINT_KEYS, **_PIECEWISE},
+    "data_flow": {"`kind: parameter` or `joint`": _PARAMETER_KEYS, "`kind: joint`": _JOINT_KEYS, **_PIECEWISE},
+    "joint": _PIECEWISE,
+    "piecewise": {
+        "`kind: parameter` or `joint`": _PARAMETER_KEYS,
+        "`kind: data_flow` or `joint`": _ROUTE_KEYS,
+        "`kind: joint`": _JOINT_KEYS,
+    },
 }
 """Kind of space -> the keys that mean nothing there, by the kinds that have them."""
 
@@ -61,7 +69,7 @@ def _fault(key: str, text: str) -> ValidationError:
 class SpaceConfig(StrictModel):
     """What may vary."""
 
-    kind: Literal["parameter", "data_flow", "joint"] = "parameter"
+    kind: Literal["parameter", "data_flow", "joint", "piecewise"] = "parameter"
     method: str | tuple[str, ...] = "task_arithmetic"
     """A merge method; a list makes the method a dimension, and the parameters of each conditional on it."""
     groups: GroupsConfig = GroupsConfig()
@@ -88,6 +96,12 @@ class SpaceConfig(StrictModel):
     """Whether a joint search varies both parts in one genome, one after the other, or in turns."""
     stage_evaluations: int = Field(default=100, ge=1)
     """Candidates of each stage of a schedule (the last stage of `parameter_then_data_flow` is open-ended)."""
+    chromosomes: Literal["whole"] | tuple[Group, ...] = "whole"
+    """Module groups whose weights are split and crossed on their own, beside the rest of the model."""
+    chunks: int = Field(default=16, ge=1)
+    """Equal stretches of each chromosome that have a mixture of their own, for searchers of numbers."""
+    range: tuple[float, float] = (0.0, 1.0)
+    """Range of the weight of every source but the first, which has what is left of 1."""
 
     @model_validator(mode="after")
     def _keys_of_this_kind(self) -> SpaceConfig:
@@ -112,6 +126,20 @@ class SpaceConfig(StrictModel):
         if isinstance(scales, tuple) and not (0 < scales[0] <= 1 <= scales[1] and scales[0] < scales[1]):
             raise ValueError("expected a range [low, high] of positive factors around 1, or `fixed`")
         return scales
+
+    @field_validator("chromosomes")
+    @classmethod
+    def _no_group_twice(cls, chromosomes: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not isinstance(chromosomes, str) and len(set(chromosomes)) < max(1, len(chromosomes)):
+            raise ValueError("give `whole`, or one or more different module groups")
+        return chromosomes
+
+    @field_validator("range")
+    @classmethod
+    def _some_range(cls, ends: tuple[float, float]) -> tuple[float, float]:
+        if not ends[0] < ends[1]:
+            raise ValueError("expected a range [low, high] with low < high")
+        return ends
 
     @field_validator("method")
     @classmethod

@@ -1,15 +1,18 @@
-"""A small space with every kind of dimension, so that searchers are tested alone."""
+"""Small spaces, so that searchers are tested alone: with every kind of dimension, and one whose points breed."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evomerge import seeds
 from evomerge.errors import ConfigError
 from evomerge.recipe import Recipe
 from evomerge.search.genomes import deactivate
+from evomerge.spaces.breeding import Angle, Chromosome
 from evomerge.spaces.types import Dimension, Genome
 
 METHOD = Dimension(
@@ -19,6 +22,8 @@ METHOD = Dimension(
     default="task_arithmetic",
 )
 DENSITY = Dimension(name="density", kind="float", low=0.1, high=1.0, default=0.5, active_when=("method", "ties"))
+Individual = NDArray[np.float64]
+"""Of a `BreedingBox`: shape (dimensions,), in natural units."""
 MASK_SEED = Dimension(name="seed", kind="int", low=0, high=9, default=0)
 
 
@@ -85,17 +90,85 @@ class BoxSpace:
         raise ConfigError("recipe: no genome of this space decodes to it; give a recipe that this space made")
 
 
-def closeness(space: BoxSpace, genome: Genome, target: Sequence[float] | NDArray[np.float64]) -> float:
-    """Return 1 minus the mean squared distance of a genome from a target in the unit cube, in (-inf, 1].
+class BreedingBox(BoxSpace):
+    """A box whose points can be crossed: individuals are its vectors, and each source is large in one dimension alone.
+
+    Two chromosomes, the first dimension and the rest; crossings and mutations that leave the box are clipped to it.
+
+    Args:
+        num_weights: dimensions, at least 2.
+        num_founders: sources, at most as many as dimensions.
+    """
+
+    def __init__(self, num_weights: int = 3, num_founders: int = 3) -> None:
+        super().__init__(num_weights, mixed=False)
+        self.num_founders = num_founders
+        self.chromosomes = (Chromosome("head", 1, 1), Chromosome("rest", num_weights - 1, num_weights - 1))
+
+    def founders(self) -> tuple[Individual, ...]:
+        """Return the sources."""
+        return tuple(np.where(np.arange(self.num_weights) == index, 1.4, 0.2) for index in range(self.num_founders))
+
+    def cross(
+        self, first: Individual, second: Individual, *, splits: Sequence[int], mix: float, angle: Angle
+    ) -> Individual:
+        """Cross two individuals."""
+        child, start = np.empty_like(first), 0
+        for part, split in zip(self.chromosomes, splits, strict=True):
+            for span, weight in (
+                (slice(start, start + split), mix),
+                (slice(start + split, start + part.size), 1 - mix),
+            ):
+                a, b = (first, second) if angle == "whole" else (first[span], second[span])
+                child[span] = _slerp(_sine_and_angle(a, b), first[span], second[span], weight)
+            start += part.size
+        return self._inside(child)
+
+    def mutate(self, individual: Individual, *, seed: int, scale: float) -> Individual:
+        """Add noise."""
+        noise = seeds.generator(seed, "noise").standard_normal(self.num_weights)
+        return self._inside(individual + scale * noise)
+
+    def genome(self, individual: Individual) -> Genome:
+        """Return an individual as a genome."""
+        return tuple(individual.tolist())
+
+    def individual(self, genome: Genome) -> Individual:
+        """Return the individual of a genome."""
+        return np.asarray(genome, dtype=np.float64)
+
+    def _inside(self, vector: Individual) -> Individual:
+        return np.clip(vector, self.dimensions[0].low, self.dimensions[0].high)
+
+
+def _sine_and_angle(first: Individual, second: Individual) -> tuple[float, float]:
+    lengths = float(np.linalg.norm(first) * np.linalg.norm(second))
+    cosine = float(first @ second) / lengths if lengths else 1.0
+    angle = math.acos(min(1.0, max(-1.0, cosine)))
+    return math.sin(angle), angle
+
+
+def _slerp(sine_and_angle: tuple[float, float], first: Individual, second: Individual, mix: float) -> Individual:
+    sine, angle = sine_and_angle
+    if sine <= 1e-6:
+        return (1 - mix) * first + mix * second
+    return (math.sin((1 - mix) * angle) * first + math.sin(mix * angle) * second) / sine
+
+
+def closeness(space: BoxSpace, genome: Genome, target: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return 1 minus the squared distance of each active gene from a target in the unit cube, in [0, 1].
 
     Args:
         space: the genome's space, with D dimensions.
-        genome: one value a dimension; inactive ones do not count.
+        genome: one value a dimension; inactive ones are left out.
         target: shape (D,), in [0, 1]; for a choice, 0 where it should be the first one: any other costs 1.
     """
-    terms = [
-        float(value != dimension.choices[0]) if dimension.kind == "choice" else (dimension.to_unit(value) - goal) ** 2
-        for dimension, value, goal in zip(space.dimensions, genome, target, strict=True)
-        if value is not None
-    ]
-    return 1.0 - sum(terms) / len(terms)
+    return 1.0 - np.array(
+        [
+            float(value != dimension.choices[0])
+            if dimension.kind == "choice"
+            else (dimension.to_unit(value) - goal) ** 2
+            for dimension, value, goal in zip(space.dimensions, genome, target, strict=True)
+            if value is not None
+        ]
+    )

@@ -15,8 +15,10 @@ from evomerge.errors import RunHeldError
 from evomerge.operators import names
 from evomerge.recipe import Recipe
 from evomerge.run.events import Asked, Evaluated, Exported
+from evomerge.run.folder import RunFolder
 from evomerge.run.journal import read_journal
 from evomerge.run.lease import Lease
+from evomerge.run.load import load_config
 from evomerge.run.session import resume, start
 from evomerge.run.view import load_run
 from tests.cli.conftest import Cli, snapshot, steady_executor
@@ -184,11 +186,39 @@ def test_verify_json(cli: Cli, finished: Path) -> None:
 
 def test_check_json(cli: Cli, problem: Path) -> None:
     facts = cli("check", problem / "search.yaml", "--json").json
-    assert set(facts) == {"name", "sources", "dimensions", "objectives", "constraints", "tasks"}
+    assert set(facts) == {"name", "sources", "dimensions", "objectives", "constraints", "tasks", "engine"}
     assert facts["objectives"] == list(OBJECTIVES)
     assert facts["tasks"] == ["letters", "digits"]
     assert {row["layers"] for row in facts["sources"].values()} == {2}
     assert facts["dimensions"] >= 2
+
+
+def test_check_says_the_engine_and_its_memory(cli: Cli, problem: Path) -> None:
+    facts = cli("check", problem / "search.yaml", "--json").json
+    parameters = sum(row["parameters"] for row in facts["sources"].values())
+    assert facts["engine"]["kind"] == "transformers"
+    assert facts["engine"]["host_bytes"] > 4 * parameters
+    text = cli("check", problem / "search.yaml").out
+    assert "engine: transformers (the search file says so)" in text
+    assert "sources are kept in main memory, as float32" in text
+    away = ("--set", "executor.kind=ray", "--set", "executor.address=127.0.0.1:1", "--set", "engine.kind=vllm")
+    engine = cli("check", problem / "search.yaml", *away, "--json").json["engine"]
+    assert set(engine) == {"kind", "reason"}
+
+
+def test_an_engine_that_is_decided_on_is_written_down_and_resumed_with(
+    problem: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` becomes what it was decided to be; the same file, with `auto` in it, still belongs to the run."""
+    monkeypatch.setattr("evomerge.fitness.engines.installed", lambda: None)
+    config = load_config(problem / "search.yaml", ["engine.kind=auto"])
+    start(config, tmp_path / "run", executor=steady_executor)
+    folder = RunFolder.open(tmp_path / "run")
+    assert folder.config().engine.kind == "transformers"
+    engine = json.loads(folder.environment_path.read_text())["engine"]
+    assert engine["kind"] == "transformers"
+    assert engine["reason"].startswith("vLLM is not installed; install it with")
+    assert resume(tmp_path / "run", config=config, executor=steady_executor).ending == "finished"
 
 
 def test_operators_json(cli: Cli) -> None:

@@ -181,3 +181,10 @@ def test_objectives_and_metrics_are_listed() -> None:
     objectives = parsed("a.acc", "-b.x", constraints=("c.y > d.z",))
     assert objectives.names == ("a.acc", "-b.x")
     assert objectives.metrics == {"a.acc", "b.x", "c.y", "d.z"}
+
+
+def test_candidates_compete_for_the_metrics_that_an_objective_grows_with() -> None:
+    """Not for those that should be small, for constraints, or twice for one."""
+    objectives = parsed("a.acc - 0.01 * a.tokens", "-b.x", "(a.acc + c.f1) / parameters", constraints=("d.z > 0.5",))
+    assert objectives.wanted == ("a.acc", "c.f1")
+    assert parsed("a.acc / (b.x - 1)").wanted == ()

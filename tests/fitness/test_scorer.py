@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evomerge.errors import ConfigError, EvaluationError, NotBuiltError, SourceError
+from evomerge.errors import ConfigError, EvaluationError, InfeasibleError, SourceError, WorkerLostError
 from evomerge.fitness import EngineConfig, FitnessConfig, Objectives, ScorerSpec, create_scorer
 from evomerge.fitness.scorer import LmEvalScorer
 from evomerge.fitness.suite import load_suite
@@ -134,9 +134,21 @@ def test_a_failure_that_is_not_the_recipes_is_an_error(
         failing.score(recipe(0.5), "search")
 
 
-def test_vllm_is_not_built_yet(workplace: Path) -> None:
-    with pytest.raises(NotBuiltError, match="use `kind: transformers`"):
-        create_scorer(spec(workplace, engine=EngineConfig(kind="vllm")))
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error"), EvaluationError("these are other weights")])
+def test_a_failure_of_an_engine_that_must_be_replaced_says_that_the_worker_is_lost(
+    scorer: LmEvalScorer, workplace: Path, error: Exception
+) -> None:
+    """Both executors then build another scorer and give the candidate out again."""
+    suite = load_suite(workplace / "suite.yaml")
+    failing = LmEvalScorer(Fails(scorer._engine, error), suite, fragile=True)  # type: ignore[arg-type]
+    with pytest.raises(WorkerLostError, match=str(error)):
+        failing.score(recipe(0.5), "search")
+
+
+def test_an_infeasible_candidate_costs_no_engine(scorer: LmEvalScorer, workplace: Path) -> None:
+    broken = Fails(scorer._engine, InfeasibleError("not finite"))  # type: ignore[arg-type]
+    result = LmEvalScorer(broken, load_suite(workplace / "suite.yaml"), fragile=True).score(recipe(0.5), "search")
+    assert result.infeasible == "not finite"
 
 
 def test_a_task_that_cannot_be_loaded_stops_the_worker_at_its_start(

@@ -21,18 +21,7 @@ class TestNotBuilt:
     @pytest.mark.parametrize(
         ("keys", "text"),
         [
-            (
-                {
-                    "sources": {"base": {"model": "base"}, "math": {"model": "math", "adapter": "lora"}},
-                    "blend": {"method": "linear"},
-                },
-                r"sources\.math\.adapter: .*merge_and_unload",
-            ),
             ({"tokenizer": {"union": ["base", "math"]}}, r"tokenizer\.union: .*tokenizer: \{from: ALIAS\}"),
-            (
-                {"blend": None, "segments": [{"until": 10, "method": "linear"}, {"method": "linear"}]},
-                r"segments: piecewise blends cannot be built yet",
-            ),
         ],
     )
     def test_known_from_the_recipe(self, models: Path, make_recipe: Make, keys: dict[str, Any], text: str) -> None:

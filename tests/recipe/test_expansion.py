@@ -116,11 +116,24 @@ def test_segments_are_expanded_in_order() -> None:
         segments=[{"until": 5, "weight": {"ja": 1}}, {"method": "ties", "density": 1}],
     )
 
-    assert [(segment.until, segment.blend.method) for segment in result.segments] == [
+    assert list(result.segments) == ["rest"]
+    assert [(segment.until, segment.blend.method) for segment in result.segments["rest"]] == [
         (5, "linear"),
         (None, "ties"),
     ]
     assert all(not layer.blends for layer in result.layers)
+
+
+def test_groups_that_no_chromosome_names_have_the_blend_of_the_recipe() -> None:
+    result = expanded(
+        blend={"method": "linear", "weight": 0.5},
+        segments={"mlp": [{"until": 5, "weight": {"ja": 1}, "noise": {"7": 0.25, "8": 0.0}}, {}]},
+    )
+
+    assert list(result.segments) == ["mlp", "rest"]
+    (rest,) = result.segments["rest"]
+    assert rest.blend.params["weight"] == (0.5, 0.5)
+    assert [dict(segment.noise) for segment in result.segments["mlp"]] == [{7: 0.25}, {}]
 
 
 def test_layers_beyond_a_source_are_refused() -> None:

@@ -48,7 +48,8 @@ def test_it_is_the_sha256_of_the_compact_canonical_json() -> None:
         {"layers": [{"take": {"math": 0, "ja": 0}}]},
         {"layers": [{"take": {"math": 0, "ja": 0}}, {"take": {"math": 1, "ja": 1, "base": 0}}]},
         {"layers": [{"take": {"math": 0, "ja": 0}}, {"take": {"math": 1, "ja": 1}, "scale": 0.5}]},
-        {"segments": [{"density": 0.5}]},
+        {"segments": [{"until": 9}, {"density": 0.6}]},
+        {"segments": [{"noise": {"3": 0.1}}]},
     ],
 )
 def test_what_changes_the_weights_changes_it(keys: dict[str, Any]) -> None:
@@ -94,6 +95,51 @@ def test_equal_neighbouring_segments_are_one() -> None:
 
     assert one == of(segments=[{"until": 4, "density": 0.3}, {"until": 9, "density": 0.3}, {"density": 0.6}])
     assert one != of(segments=[{"until": 8, "density": 0.3}, {"density": 0.6}])
+
+
+MIX: dict[str, Any] = {"blend": {"method": "linear", "normalize": False}}
+"""Piecewise mixtures have no densities; the pieces say their weights."""
+ONE, TWO = {"weight": {"math": 0.3, "ja": 0.7}}, {"weight": {"ja": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("written", "same"),
+    [
+        ([{"until": 9, **ONE}, TWO], {"rest": [{"until": 9, **ONE}, TWO]}),
+        ([{"until": 9, **ONE}, TWO], [{"until": 4, **ONE}, {"until": 9, **ONE}, {"until": 12, **TWO}, TWO]),
+        (
+            [{"until": 9, **ONE}, TWO],
+            [{"until": 9, "weight": {"base": 0, "math": 0.3, "ja": 0.7}, "noise": {"1": 0}}, TWO],
+        ),
+        (
+            {"mlp": [{"until": 9, **ONE}, TWO], "rest": [ONE]},
+            {"mlp": [{"until": 9, **ONE}, TWO], "head": [ONE], "rest": [ONE]},
+        ),
+        (
+            {"mlp": [{"until": 9, **ONE}, TWO], "rest": [ONE]},
+            {
+                "rest": [{"until": 9, **ONE}, TWO],
+                **{name: [ONE] for name in ("attention", "other", "embeddings", "head")},
+            },
+        ),
+        (
+            [{"noise": {"1": 0.5, "2": 0.25}, **ONE}],
+            {"head": [{"noise": {2: 0.25, 1: 0.5}, **ONE}], "rest": [{"noise": {"1": 0.5, "2": 0.25}, **ONE}]},
+        ),
+    ],
+)
+def test_equal_pieces_have_one_identity_however_they_are_written(written: Any, same: Any) -> None:
+    assert of(**MIX, segments=written) == of(**MIX, segments=same)
+    assert of(**MIX, segments=written) != of(**MIX, segments=[ONE])
+
+
+def test_pieces_that_cover_whole_groups_are_the_same_as_layers_that_say_so() -> None:
+    assert of(segments=[{"until": 5}, {"density": 0.5}]) == of()
+    layers = {"modules": {"mlp": TWO}, "head": {"blend": TWO}}
+    blend = {**MIX["blend"], **ONE}
+    assert of(blend=blend, segments={"mlp": [TWO], "head": [TWO], "rest": [{}]}) == of(blend=blend, **layers)
+    assert of(blend=blend, segments={"mlp": [TWO], "head": [TWO]}) == of(blend=blend, **layers)
+    assert of(**MIX, segments=[{"until": 7, **TWO}, TWO]) == of(blend={"method": "linear", "weight": {"ja": 2}})
 
 
 def test_a_nested_recipe_counts_by_its_identity() -> None:

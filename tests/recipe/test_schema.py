@@ -198,6 +198,41 @@ def test_segments_end_in_rising_order() -> None:
         Recipe.from_yaml(good.replace("weight: {a: 1}", "weigth: {a: 1}"))
 
 
+@pytest.mark.parametrize(
+    ("segments", "text"),
+    [
+        ("{mpl: [{}]}", r"segments\.mpl: 'mpl' is not a chromosome; did you mean 'mlp'"),
+        ("{mlp: []}", r"segments\.mlp: "),
+        ("{}", "segments: "),
+        ("[]", "segments: "),
+        ("{mlp: [{until: 5}, {until: 3}, {}]}", r"segments\.mlp\[1\]\.until: must lie beyond .* 5"),
+        ("{mlp: [{}, {}]}", r"segments\.mlp\[0\]\.until: every segment but the last"),
+        ("{mlp: [{weight: {c: 1}}]}", r"segments\.mlp\[0\]\.weight\.c: 'c' is not a source"),
+        (
+            "{attention: [{}], mlp: [{}], other: [{}], embeddings: [{}], head: [{}], rest: [{}]}",
+            r"segments\.rest: every",
+        ),
+        ("[{noise: {-1: 0.1}}]", r"segments\[0\]\.noise: the seed -1 is not a whole number"),
+        ("[{noise: {'007': 0.1}}]", r"segments\[0\]\.noise: the seed '007' is not a whole number"),
+        ("[{noise: {18446744073709551616: 0.1}}]", r"segments\[0\]\.noise: the seed 18446744073709551616 is not"),
+        ("[{noise: {1: much}}]", r"segments\[0\]\.noise: expected a finite number for seed 1, got 'much'"),
+        ("[{until: 2, noise: 3}, {}]", r"segments\[0\]\.noise: "),
+    ],
+)
+def test_faults_of_segments_name_their_key(segments: str, text: str) -> None:
+    head = "recipe: 1\nsources: {a: {model: m}, b: {model: n}}\nblend: {method: linear}\nsegments: "
+    with pytest.raises(RecipeError, match=text):
+        Recipe.from_yaml(head + segments)
+
+
+def test_chromosomes_with_noise_survive_a_round_trip() -> None:
+    head = "recipe: 1\nsources: {a: {model: m}, b: {model: n}}\nblend: {method: linear}\nsegments:\n"
+    recipe = Recipe.from_yaml(head + "  mlp: [{until: 3, weight: {a: 1}}, {noise: {5: 0.01}}]\n  rest: [{}]\n")
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    assert Recipe.from_mapping(recipe.to_mapping()) == recipe
+    assert recipe.to_mapping()["segments"]["mlp"][1] == {"noise": {"5": 0.01}}
+
+
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no such file"):
         read_recipe(tmp_path / "none.yaml")

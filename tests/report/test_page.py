@@ -84,7 +84,7 @@ def test_the_page_forbids_the_browser_every_request(page: str) -> None:
 
 def test_the_figures_have_no_button_that_sends_data_away(page: str) -> None:
     configs = re.findall(r'"modeBarButtons":\s*\[\[(.*?)\]\]', page)
-    assert len(configs) == 5
+    assert len(configs) == 7
     for config in configs:
         assert set(re.findall(r'"(\w+)"', config)) <= {"toImage", "zoom2d", "pan2d", "resetScale2d"}
 

@@ -7,8 +7,8 @@ import pytest
 
 from evomerge.search import CmaEs, RandomSearch, SearchConfig, Searcher, StagedSearch, Stages, create_searcher
 from evomerge.spaces.types import Space
-from evomerge.testing.searchers import SearcherContract
-from evomerge.testing.spaces import BoxSpace
+from evomerge.testing.searchers import CLOSENESS, PLACE, SearcherContract
+from evomerge.testing.spaces import BoxSpace, BreedingBox
 
 
 class TestRandom(SearcherContract):
@@ -111,3 +111,43 @@ class TestStagedOnce(SearcherContract):
         parts = {"weights": slice(0, 3), "rest": slice(3, 6)}
         stages = Stages(parts=parts, order=("rest", "weights"), evaluations=17, repeat=False)
         return StagedSearch(space, stages, lambda part, stage: (CmaEs if stage else RandomSearch)(part, seed=seed))
+
+
+class TestNaturalNiches(SearcherContract):
+    """A small archive, with a little noise, so that the three sources can come near any point of the box."""
+
+    options: ClassVar[Mapping[str, Any]] = {"archive": 8, "mutation": 0.03, "metrics": [CLOSENESS]}
+
+    @pytest.fixture
+    def space(self) -> BreedingBox:
+        return BreedingBox()
+
+    def make(self, space: Space, seed: int) -> Searcher:
+        return create_searcher(SearchConfig(searcher="natural_niches", seed=seed, options=dict(self.options)), space)
+
+
+class TestNaturalNichesWithoutNoise(TestNaturalNiches):
+    options: ClassVar[Mapping[str, Any]] = {"archive": 8, "metrics": [CLOSENESS], "warm_up": 10, "angle": "part"}
+
+
+class TestNaturalNichesRescaled(TestNaturalNiches):
+    """All scores, as far as they differ within the archive."""
+
+    options: ClassVar[Mapping[str, Any]] = {"archive": 8, "normaliser": "min_max"}
+    improves = False  # a metric of this test is no measure of quality
+
+
+class TestGeneticAlgorithm(TestNaturalNiches):
+    options: ClassVar[Mapping[str, Any]] = {**TestNaturalNiches.options, "alpha": 0, "attraction": False}
+
+
+class TestMutationAlone(TestNaturalNiches):
+    options: ClassVar[Mapping[str, Any]] = {**TestNaturalNiches.options, "crossover": False, "mutation": 0.1}
+
+
+class TestMapElites(TestNaturalNiches):
+    options: ClassVar[Mapping[str, Any]] = {"measures": [PLACE, CLOSENESS], "mutation": 0.1}
+    improves = False  # it lights up the whole grid
+
+    def make(self, space: Space, seed: int) -> Searcher:
+        return create_searcher(SearchConfig(searcher="map_elites", seed=seed, options=dict(self.options)), space)

@@ -15,20 +15,23 @@ from evomerge.search import (
 )
 from evomerge.search.genomes import deactivate
 from evomerge.spaces.types import Dimension
-from evomerge.testing.spaces import BoxSpace
+from evomerge.testing.spaces import BoxSpace, BreedingBox
 
 SPACE = BoxSpace()
 POINTS = st.tuples(*[st.floats(0, 1)] * len(SPACE.dimensions))
 
 
 def test_every_name_gives_a_searcher() -> None:
-    assert searcher_names() == ("cat_cma", "cma_es", "random")
-    for name in searcher_names():
-        assert create_searcher(SearchConfig(searcher=name), SPACE).ask(1)[0].id == 0
+    names = ("cat_cma", "cma_es", "map_elites", "natural_niches", "nsga_ii", "portfolio", "random", "tpe")
+    assert searcher_names() == names
+    options = {"portfolio": {"stages": [{"searcher": "random"}]}}
+    for name in names:
+        config = SearchConfig(searcher=name, options=options.get(name, {}))
+        assert create_searcher(config, BreedingBox()).ask(1)[0].id == 0
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("cmaes", "did you mean 'cma_es'"), ("xyz", "known: cat_cma, cma_es, random")]
+    ("name", "hint"), [("cmaes", "did you mean 'cma_es'"), ("xyz", "known: cat_cma, cma_es, map_elites, ")]
 )
 def test_an_unknown_searcher_is_named_with_the_nearest_known(name: str, hint: str) -> None:
     with pytest.raises(ConfigError, match=hint):

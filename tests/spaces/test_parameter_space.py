@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from evomerge import operators
 from evomerge.errors import ConfigError
+from evomerge.operators import OperatorSpec
 from evomerge.recipe import Recipe, SourceConfig, TokenizerConfig, expand
 from evomerge.spaces import Dimension, Genome, Space, SpaceConfig, create_space
 
@@ -255,6 +256,11 @@ def test_layers_merge_in_pairs_so_depths_must_agree() -> None:
 # ---- encode and decode are exact inverses
 
 
+def blends(spec: OperatorSpec, aliases: list[str]) -> bool:
+    count = len(aliases) - (spec.base == "required")
+    return spec.min_sources <= count <= (spec.max_sources or count)
+
+
 @st.composite
 def spaces(draw: st.DrawFn) -> Space:
     aliases = draw(st.lists(st.sampled_from(["base", "math", "ja", "code"]), min_size=2, max_size=4, unique=True))
@@ -262,7 +268,7 @@ def spaces(draw: st.DrawFn) -> Space:
     fitting = [
         name
         for name in operators.names()
-        if (base is not None or operators.get(name).base == "ignored") and (name != "slerp" or len(aliases) == 2)
+        if (base is not None or operators.get(name).base == "ignored") and blends(operators.get(name), aliases)
     ]
     num_layers = draw(st.integers(1, 5))
     groups = {
@@ -274,7 +280,7 @@ def spaces(draw: st.DrawFn) -> Space:
     methods = draw(st.lists(st.sampled_from(fitting), min_size=1, max_size=3, unique=True))
     known = {item.name: item for name in methods for item in operators.get(name).parameters}
     offered = {
-        "weight": [-0.5, 2.0],
+        "weight": [0.1, 2.0],
         "density": draw(st.sampled_from([[0.2, 0.9], 0.5])),
         "normalize": [True, False],
         "rescale": draw(st.sampled_from([["none", "l1"], "l1"])),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from evomerge.catalog import catalog_entries, catalog_root
 from evomerge.documents import parse_yaml, read_yaml
 from evomerge.errors import ConfigError
 from evomerge.recipe import SourceConfig
-from evomerge.spaces import SpaceConfig, create_space, read_space
+from evomerge.spaces import Grams, SpaceConfig, create_space, read_space
 
 READY = """\
 method: ties
@@ -95,11 +96,15 @@ def test_every_space_of_the_catalogue_works(entry: str) -> None:
     path = catalog_root() / entry
     config = read_yaml(path).parse(SpaceConfig)
     experts = ("math",) if "slerp" in config.methods else ("math", "ja")
+    aliases = ("base", *experts)
+    named = ("whole",) if config.chromosomes == "whole" else (*config.chromosomes, "rest")
+    vectors = np.random.default_rng(0).normal(size=(len(aliases), 100)).astype(np.float32)
     space = create_space(
         config,
-        sources={alias: SourceConfig(model=alias) for alias in ("base", *experts)},
+        sources={alias: SourceConfig(model=alias) for alias in aliases},
         base="base",
         num_layers=4,
+        grams=Grams.of_vectors(aliases, {name: list(vectors) for name in named}),
     )
 
     assert space.encode(space.decode(space.start)) == space.start

@@ -1,0 +1,109 @@
+"""A whole search with real vLLM engines on Ray: two workers, one killed, the coordinator killed, and resumed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from evomerge.catalog import catalog_root
+from evomerge.documents import Document, dump_yaml
+from evomerge.run.config import RunConfig
+from evomerge.run.events import Evaluated, Retried
+from evomerge.run.folder import config_data
+from evomerge.run.journal import read_journal
+from evomerge.run.load import resolve_config
+from evomerge.run.replay import verify
+from evomerge.run.session import resume, start
+from evomerge.run.view import load_run
+from tests.run.test_on_ray import found
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+EVALUATIONS = 12
+
+
+def search(folder: Path, **sections: Any) -> RunConfig:
+    """Return a short search over three embedded models and 60 documents of each of two tasks."""
+    suite = folder / "suite.yaml"
+    suite.write_text(
+        f"suite: 1\ninclude: {catalog_root() / 'fitness'}\n"
+        "tasks: [{task: sums, limit: 60}, {task: letters, limit: 60}]\n"
+        "splits: {search: 0.5, validation: 0.3, test: 0.2}\n"
+    )
+    data = {
+        "name": "small",
+        "sources": {alias: {"model": f"zoo:{alias}"} for alias in ("base", "math", "letters")},
+        "base": "base",
+        "space": {"method": "task_arithmetic", "groups": {"layers": 2}, "parameters": {"weight": [0.0, 1.0]}},
+        "fitness": {"suite": str(suite), "objectives": ["sums.exact_match", "letters.exact_match"]},
+        "search": {"searcher": "cma_es", "seed": 0, "options": {"population": 6}},
+        "budget": {"evaluations": EVALUATIONS},
+        "finalists": 2,
+        **sections,
+    }
+    return resolve_config(Document(data=data, name="search.yaml", lines={}), folder)
+
+
+def workers(coordinator: psutil.Process) -> list[psutil.Process]:
+    """Return the processes that score."""
+    return [child for child in coordinator.children(recursive=True) if child.name().startswith("ray::Worker")]
+
+
+def scoring(coordinator: psutil.Process) -> list[psutil.Process]:
+    """Return those of them that are at a job."""
+    return [worker for worker in workers(coordinator) if worker.name().endswith("score")]
+
+
+def test_workers_and_the_coordinator_are_killed_and_the_resumed_search_is_the_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The undisturbed search runs on transformers, so that the two engines are compared as well."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    undisturbed = tmp_path / "undisturbed"
+    start(search(tmp_path, executor={"kind": "inline"}, engine={"threads": 1}), undisturbed)
+
+    config = search(tmp_path, executor={"kind": "ray", "workers": 2}, engine={"kind": "vllm", "threads": 1})
+    path, run = tmp_path / "search.yaml", tmp_path / "run"
+    path.write_text(dump_yaml(config_data(config)))
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # by default they starve beside other programs
+    command = [sys.executable, "-m", "evomerge", "run", str(path), "--out", str(run), "--plain"]
+    log = (tmp_path / "log").open("w")
+    coordinator = subprocess.Popen(command, stdout=log, stderr=log)
+    process = psutil.Process(coordinator.pid)
+    try:
+        until(lambda: count(run) > 2 and bool(scoring(process)), coordinator, tmp_path / "log")
+        (scoring(process) or workers(process))[0].send_signal(signal.SIGKILL)
+        before = count(run)
+        until(lambda: count(run) > before + 2, coordinator, tmp_path / "log")
+        children = [child for worker in workers(process) for child in (worker, *worker.children(recursive=True))]
+    finally:
+        os.kill(coordinator.pid, signal.SIGKILL)
+        coordinator.wait()
+        log.close()
+    assert load_run(run).condition() == "interrupted"
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+    resume(run)
+    assert len([event for event in read_journal(run / "journal.jsonl") if isinstance(event, Retried)]) <= 1
+    assert found(run) == found(undisturbed)
+    assert verify(run).candidates == EVALUATIONS
+
+
+def until(condition: Any, coordinator: subprocess.Popen[bytes], log: Path, longest_s: float = 300.0) -> None:
+    deadline = time.monotonic() + longest_s
+    while not condition():
+        assert coordinator.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+
+
+def count(run: Path) -> int:
+    journal = run / "journal.jsonl"
+    return sum(isinstance(event, Evaluated) for event in read_journal(journal)) if journal.exists() else 0
