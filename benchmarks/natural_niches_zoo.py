@@ -35,11 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="search seeds")
     parser.add_argument("--evaluations", type=int, default=96, help="scored candidates of each search")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="which searches")
     parser.add_argument("--workers", type=int, default=2, help="processes, each with one thread")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args(arguments)
     begun, rows = time.perf_counter(), []
-    for row in study(ARMS, options.seeds, options.evaluations, options.workers):
+    for row in study({name: ARMS[name] for name in options.arms}, options.seeds, options.evaluations, options.workers):
         rows.append(row)
         print(f"{time.perf_counter() - begun:5.0f} s  {row}", flush=True)
     order = list(ARMS)

@@ -203,7 +203,12 @@ class Coordinator:
         )
         if room <= 0:
             return
-        for candidate in self._searcher.ask(room):
+        for _ in range(room):
+            # One by one: a repeat is told at once, before the next is asked for, and the journal says so.
+            asked = self._searcher.ask(1)
+            if not asked:
+                return
+            candidate = asked[0]
             self._candidates[candidate.id] = candidate
             self._write(
                 Asked(

@@ -21,11 +21,14 @@ def progress_bar(total: int, *, shown: bool) -> Iterator[Callable[[float], None]
     Yields:
         What to call after each evaluation, with the best value so far.
     """
+    if not shown:
+        yield lambda _: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    if not shown or not (console.is_terminal or console.is_jupyter):
+    if not (console.is_terminal or console.is_jupyter):
         yield lambda _: None
         return
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("best {task.fields[best]:.4f}"), TimeRemainingColumn())

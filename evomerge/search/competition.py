@@ -40,13 +40,19 @@ def capacities(s: Scores, kind: Capacities = "graded") -> Vector:
     return c
 
 
-def values(s: Scores, c: Vector, alpha: float) -> Vector:
+def values(c: Vector, z: Vector, alpha: float) -> Vector:
     """Return what a full score on each sample is worth, c_j / (z_j^alpha + epsilon), shape (N,)."""
     if alpha == 0:
         return c
-    z: Vector = s.sum(axis=0)
     worth: Vector = c / ((z if alpha == 1 else z**alpha) + EPSILON)
     return worth
+
+
+def winnings(s: Scores, worth: Vector) -> Vector:
+    """Return what every member wins, sum_j worth_j s_ij, shape (P,)."""
+    # Not a matrix product: a library's kernel may sum equal rows in different orders, and ties must be ties.
+    f: Vector = (s * worth).sum(axis=1)
+    return f
 
 
 def fitness(s: Scores, *, alpha: float = 1.0, kind: Capacities = "graded") -> Vector:
@@ -59,9 +65,7 @@ def fitness(s: Scores, *, alpha: float = 1.0, kind: Capacities = "graded") -> Ve
         >>> fitness(np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])).round(6).tolist()
         [1.5, 0.5]
     """
-    # Not a matrix product: a library's kernel may sum equal rows in different orders, and ties must be ties.
-    f: Vector = (s * values(s, capacities(s, kind), alpha)).sum(axis=1)
-    return f
+    return winnings(s, values(capacities(s, kind), s.sum(axis=0), alpha))
 
 
 def attraction(s: Scores, first: int, *, kind: Capacities = "graded", worth: Vector | None = None) -> Vector:
@@ -79,7 +83,7 @@ def attraction(s: Scores, first: int, *, kind: Capacities = "graded", worth: Vec
     """
     gain = s - s[first]
     np.maximum(gain, 0.0, out=gain)
-    gain *= values(s, capacities(s, kind), 1.0) if worth is None else worth
+    gain *= values(capacities(s, kind), s.sum(axis=0), 1.0) if worth is None else worth
     g: Vector = gain.sum(axis=1)
     return g
 

@@ -6,7 +6,17 @@ from typing import Literal
 
 import numpy as np
 
-from evomerge.search.competition import Capacities, Scores, Vector, attraction, capacities, fitness, rescale, values
+from evomerge.search.competition import (
+    Capacities,
+    Scores,
+    Vector,
+    attraction,
+    capacities,
+    fitness,
+    rescale,
+    values,
+    winnings,
+)
 
 Normaliser = Literal["min_max"]
 """`min_max`: on every sample, minus the archive's worst score, over its range."""
@@ -39,6 +49,7 @@ class Niches:
         self._normaliser = normaliser
         self._ids: list[int] = []
         self._rows: Scores = np.zeros((0, 0))
+        self._totals: tuple[Vector, Vector] | None = None
         self._fitness: Vector | None = None
         self._worth: Vector | None = None
 
@@ -65,13 +76,13 @@ class Niches:
     def fitness(self) -> Vector:
         """The members' fitness, shape (members,)."""
         if self._fitness is None:
-            self._fitness = fitness(self.competing, alpha=self._alpha, kind=self._capacities)
+            self._fitness = winnings(self.competing, values(*self._capacity_and_demand(), self._alpha))
         return self._fitness
 
     def attraction(self, slot: int) -> Vector:
         """Return how much each member attracts the one in a slot, shape (members,)."""
         if self._worth is None:
-            self._worth = values(self.competing, capacities(self.competing, self._capacities), 1.0)
+            self._worth = values(*self._capacity_and_demand(), 1.0)
         return attraction(self.competing, slot, worth=self._worth)
 
     def offer(self, id_: int, row: Vector) -> int | None:
@@ -91,16 +102,35 @@ class Niches:
         self._rows[count] = row
         if count < self._size:
             self._ids.append(id_)
-            self._fitness = self._worth = None
+            self._forget()
             return None
-        everybody = self._in_range(self._rows)
-        worst = int(np.argmin(fitness(everybody, alpha=self._alpha, kind=self._capacities)))
+        worst = int(np.argmin(self._fitness_of_all(row)))
         if worst == count:
             return id_
         left, self._ids[worst] = self._ids[worst], id_
         self._rows[worst] = row
-        self._fitness = self._worth = None
+        self._forget()
         return left
+
+    def _fitness_of_all(self, row: Vector) -> Vector:
+        """Return the fitness of the members and of a newcomer, which stands behind them."""
+        if self._normaliser is not None:
+            return fitness(self._in_range(self._rows), alpha=self._alpha, kind=self._capacities)
+        # The members' sums change seldom; with one row more they are, bit by bit, those over all.
+        c, z = self._capacity_and_demand()
+        if self._capacities == "graded":
+            c = np.maximum(c, row)
+        return winnings(self._rows, values(c, z + row, self._alpha))
+
+    def _capacity_and_demand(self) -> tuple[Vector, Vector]:
+        """Return capacities and demand among the members."""
+        if self._totals is None:
+            self._totals = capacities(self.competing, self._capacities), self.competing.sum(axis=0)
+        return self._totals
+
+    def _forget(self) -> None:
+        """Drop what was computed of the members, who have changed."""
+        self._totals = self._fitness = self._worth = None
 
     def _in_range(self, rows: Scores) -> Scores:
         return rescale(rows) if self._normaliser == "min_max" else rows

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from evomerge.fitness.vllm.installed import installed
 from evomerge.run.journal import AppendFile, open_append, read_journal
 from evomerge.run.lease import Lease
 from evomerge.testing.checkpoints import (
@@ -207,7 +208,7 @@ def test_a_constraint_that_is_no_comparison_of_metrics(refused: Refused, text: s
         ({"search.options.population": 0}, ["search.yaml:", "population", "got 0"]),
         ({"search.scalarize": [1.0]}, ["search.yaml:", "1 weights for 2 objectives"]),
         ({"engine": {"kind": "vlm"}}, ["search.yaml:", "engine.kind", "got 'vlm'"]),
-        ({"engine": {"kind": "vllm"}}, ["search.yaml:", "engine.kind", "not built yet"]),
+        ({"engine": {"gpu_memory": 1.5}}, ["search.yaml:", "engine.gpu_memory", "1.5"]),
         ({"engine": {"device": "gpu9"}}, ["search.yaml:", "engine.device", "'gpu9'"]),
         ({"executor": {"kind": "ray", "address": "nowhere"}}, ["search.yaml:", "executor.address", "host:port"]),
         ({"fitness.suite": "fitness/zo.yaml"}, ["did you mean 'fitness/zoo.yaml'?"]),
@@ -217,6 +218,24 @@ def test_a_constraint_that_is_no_comparison_of_metrics(refused: Refused, text: s
 )  # fmt: skip
 def test_values_that_make_no_sense(refused: Refused, changes: dict[str, Any], words: list[str]) -> None:
     refused(changes, *words)
+
+
+@pytest.mark.skipif(installed() is None, reason="vLLM is not installed")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"engine_args": {"max_num_seq": 8}}, ["search.yaml:", "engine.engine_args: max_num_seq", "did you mean"]),
+        ({"engine_args": {"dtype": "half"}}, ["search.yaml:", "this is set by `engine.dtype`"]),
+        ({"tensor_parallel": 3}, ["search.yaml:", "engine.tensor_parallel", "the model's 2 attention heads"]),
+        ({"max_length": 65}, ["search.yaml:", "engine.max_length", "more than the 64 that the model was built for"]),
+        ({"dtype": "bfloat16"}, ["search.yaml:", "engine.dtype", "use `dtype: float32`"]),
+        ({"device": "cuda:0"}, ["search.yaml:", "engine.device", "built for the CPU"]),
+    ],
+)
+def test_what_vllm_cannot_do_is_said_before_it_starts(
+    refused: Refused, options: dict[str, Any], words: list[str]
+) -> None:
+    refused({"engine": {"kind": "vllm", **options}}, *words)
 
 
 @pytest.mark.parametrize(

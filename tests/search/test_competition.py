@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from evomerge.search.competition import attraction, capacities, fitness, rescale, roulette
+from evomerge.search.competition import Capacities, attraction, capacities, fitness, rescale, roulette
 from evomerge.search.niches import Niches
 
 THREE_BY_FOUR = np.array([[1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 0]], dtype=np.float64)
@@ -174,6 +174,22 @@ def test_fitness_and_attraction_are_always_those_of_the_members(scores: NDArray[
         niches.offer(id_, row)
         assert np.array_equal(niches.fitness, fitness(scores[list(niches.ids)]))
         assert np.array_equal(niches.attraction(0), attraction(scores[list(niches.ids)], 0))
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 30).flatmap(lambda n: st.lists(st.lists(st.floats(0, 1), min_size=n, max_size=n), max_size=30)),
+    st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+    st.sampled_from(["graded", "binary"]),
+)
+def test_the_least_fit_of_all_leaves_bit_by_bit(rows: list[list[float]], alpha: float, kind: Capacities) -> None:
+    """Whatever is remembered of the members, the verdict is that of computing everything anew."""
+    niches, members = Niches(4, alpha=alpha, capacities=kind), {}
+    for id_, row in enumerate(np.array(rows)):
+        everybody = [*niches.ids, id_]
+        members[id_] = row
+        worst = np.argmin(fitness(np.stack([members[each] for each in everybody]), alpha=alpha, kind=kind))
+        assert niches.offer(id_, row) == (None if len(everybody) <= 4 else everybody[int(worst)])
 
 
 @pytest.mark.parametrize(("alpha", "left"), [(1.0, 2), (0.0, 9)])

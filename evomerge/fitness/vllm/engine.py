@@ -23,7 +23,7 @@ from evomerge.fitness.vllm.canary import TOLERANCE, Answers, Canary, ask
 from evomerge.fitness.vllm.keeping import serves
 from evomerge.fitness.vllm.memory import plan_worker
 from evomerge.fitness.vllm.options import engine_args
-from evomerge.fitness.vllm.slots import Frame, Kind, joined, needed_slots, own_slots, seat, slots_config
+from evomerge.fitness.vllm.slots import Frame, Kind, needed_slots, own_slots, seat, slots_config, widened
 from evomerge.fitness.vllm.startup import prepare
 from evomerge.fitness.vllm.warm import WarmLLM
 from evomerge.merging import MergePlan, Sources, open_sources, plan
@@ -122,21 +122,18 @@ class VllmEngine:
 
     def _seated(self, merge: MergePlan) -> MergePlan:
         """Lay a merge into the engine's slots; where it does not fit, start an engine into which it does."""
+        frame, slots = Frame.of(self._sources), self._slots
         needed = needed_slots(merge)
-        if self._warm.runs and Frame.of(self._sources) == self._frame:
-            seated = seat(merge, self._slots)
-            if seated is not None:
-                return seated
-            slots = joined(self._slots, needed)
-            _log.warning(
-                "vLLM is started anew with %d layers instead of %d, for a candidate of %d",
-                len(slots),
-                len(self._slots),
-                len(needed),
-            )
+        if frame != self._frame:
+            slots, reason = needed, "a candidate of another architecture"
+        elif (seated := seat(merge, slots)) is None:
+            slots = widened(merge, slots)
+            reason = f"a candidate of {len(needed)} layers: {len(slots)} instead of {len(self._slots)}"
+        elif self._warm.runs:
+            return seated
         else:
-            slots = needed if self._frame != Frame.of(self._sources) else self._slots
-            _log.warning("vLLM is started anew, for a candidate of another architecture or after a failure")
+            reason = "the next candidate, after a failure"
+        _log.warning("vLLM is started anew for %s", reason)
         self._start(slots)
         return self._seated(merge)
 

@@ -119,6 +119,7 @@ class Reloader:
                 before = self._states(watched)
                 recorder.watch(name, tensor)
                 yield name, tensor
+                recorder.rest()
                 after = self._states(watched)
                 seen.takers[name] = tuple(module for module in watched if after[module] != before[module])
                 if self._known is not None and seen.takers[name] != self._known.takers[name]:

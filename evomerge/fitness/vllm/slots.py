@@ -109,6 +109,15 @@ def seat(merge: MergePlan, slots: Sequence[Kind]) -> MergePlan | None:
     return plan_route(merge.recipe, merge.sources, merge.expanded, Route(tuple(hops), is_moved=True))
 
 
+def widened(merge: MergePlan, slots: Sequence[Kind]) -> tuple[Kind, ...]:
+    """Return slots into which a merge fits: the old ones with what is missing put in.
+
+    A merge that has no layer of some kind has nothing to fill its slots with; it gets slots of its own.
+    """
+    needed = needed_slots(merge)
+    return joined(slots, needed) if set(slots) <= set(needed) else needed
+
+
 def slots_config(sources: Sources, slots: Sequence[Kind]) -> dict[str, Any]:
     """Return the `config.json` of an engine with these slots.
 

@@ -39,6 +39,10 @@ class WindowRecorder(TorchFunctionMode):
         """Watch a tensor, and no longer the one before."""
         self._name, self._tensor = name, tensor
 
+    def rest(self) -> None:
+        """Watch no tensor until the next is named."""
+        self._name = self._tensor = None
+
     def windows(self) -> Mapping[str, Window]:
         """Return the one part of each tensor that was used, of those that were used so."""
         found = {}

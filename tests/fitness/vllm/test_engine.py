@@ -234,7 +234,7 @@ def test_a_longer_route_gets_a_larger_engine_once(
         assert engine.facts() == oracle.facts()
         started.append(engine.lm._llm.llm_engine)
     assert len({id(each) for each in started}) == 1
-    assert caplog.text.count("started anew with 5 layers instead of 4") == 1
+    assert caplog.text.count("started anew for a candidate of 5 layers: 5 instead of 4") == 1
 
 
 def qwen3() -> PreTrainedConfig:

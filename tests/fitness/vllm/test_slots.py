@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge.fitness.vllm.slots import Frame, joined, needed_slots, own_slots, seat, slots_config
+from evomerge.fitness.vllm.slots import Frame, joined, needed_slots, own_slots, seat, slots_config, widened
 from evomerge.merging import MergePlan, materialise, open_sources, plan
 from evomerge.recipe import Recipe
 from tests.merging.hops import write_tiny
@@ -82,6 +82,20 @@ def test_layers_without_a_slot_of_their_kind_do_not_fit(gemma: Path) -> None:
     assert local != everywhere
     assert seat(route(gemma, (1, 1.0), (3, 1.0)), [local, everywhere, local]) is None
     assert seat(route(gemma, (0, 1.0)), [local, everywhere]) is None
+
+
+def test_widened_slots_hold_the_merge(gemma: Path) -> None:
+    """Those of before too, unless it has no layer of some kind, with which to fill them."""
+    slots = own_slots(route(gemma, (0, 1.0)).sources)
+    local, everywhere = slots[:2]
+    long = route(gemma, (0, 1.0), (2, 1.0), (0, 1.0), (3, 1.0))
+    wide = widened(long, slots)
+    assert len(wide) == 5
+    assert seat(long, wide) is not None
+    assert seat(route(gemma, *((layer, 1.0) for layer in range(4))), wide) is not None
+    one_kind = route(gemma, (0, 1.0), (2, 1.0))
+    assert widened(one_kind, slots) == (local, local)
+    assert everywhere not in widened(one_kind, slots)
 
 
 def test_a_merge_that_has_just_these_layers_is_left_as_it_is(gemma: Path) -> None:

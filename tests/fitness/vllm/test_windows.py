@@ -33,6 +33,16 @@ def test_one_cut_is_a_window() -> None:
     assert seen(lambda tensor: (tensor.shape, tensor.size(0), tensor.dtype, tensor.narrow(0, 0, 3))) == (0, 0, 3)
 
 
+def test_what_is_done_with_a_tensor_that_is_no_longer_watched_does_not_count() -> None:
+    tensor = torch.zeros(SHAPE)
+    with WindowRecorder() as recorder:
+        recorder.watch("name", tensor)
+        tensor.narrow(0, 0, 2)
+        recorder.rest()
+        tensor.sum()
+    assert recorder.windows() == {"name": (0, 0, 2)}
+
+
 @pytest.mark.parametrize(
     "use",
     [
