@@ -5,10 +5,11 @@
 
 The data are scikit-learn's 8x8 digits, of which the first 80 % are used; the network is 64-256-10 with ReLU, 19,210
 weights, flat in the order of its layers, each input by output. Two specialists start from weights of N(0, 0.01^2) and
-take 10 full-batch Adam(3e-3) steps, one on digits 0-4, one on 5-9; each seed has its own pair, unless `--pair` names
-one: an array of shape (2, 19210), such as that of `get_pre_trained_models()` in github.com/SakanaAI/natural_niches. The objectives are the accuracies on 0-4 and on 5-9; the hypervolume is that of all
-evaluated candidates over (0, 0). Searchers of numbers mix 16 equal chunks linearly, each with a coefficient in [0, 1];
-niches cross the same pair with split points anywhere. The sources' own evaluations count.
+take 10 full-batch Adam(3e-3) steps, one on digits 0-4, one on 5-9. Each seed has its own pair, unless `--pair` names
+one: an array of shape (2, 19210), such as that of `get_pre_trained_models()` in github.com/SakanaAI/natural_niches.
+The objectives are the accuracies on 0-4 and on 5-9; the hypervolume is that of all evaluated candidates over (0, 0).
+Searchers of numbers mix 16 equal chunks linearly, each with a coefficient in [0, 1]; niches cross the same pair with
+split points anywhere. The sources' own evaluations count.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from evomerge.errors import ConfigError
@@ -170,6 +171,6 @@ class NaturalNiches:
             return roulette(self._niches.fitness, unit)
         weights = self._niches.attraction(first)
         if not weights.any():
-            weights[:] = 1.0
+            weights = np.ones(len(weights))
             weights[first] = 0.0
         return roulette(weights, unit)

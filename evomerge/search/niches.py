@@ -51,7 +51,7 @@ class Niches:
         self._rows: Scores = np.zeros((0, 0))
         self._totals: tuple[Vector, Vector] | None = None
         self._fitness: Vector | None = None
-        self._worth: Vector | None = None
+        self._attraction: dict[int, Vector] = {}
 
     def __len__(self) -> int:
         """How many members there are."""
@@ -80,10 +80,11 @@ class Niches:
         return self._fitness
 
     def attraction(self, slot: int) -> Vector:
-        """Return how much each member attracts the one in a slot, shape (members,)."""
-        if self._worth is None:
-            self._worth = values(*self._capacity_and_demand(), 1.0)
-        return attraction(self.competing, slot, worth=self._worth)
+        """Return how much each member attracts the one in a slot, shape (members,); not to be written to."""
+        if slot not in self._attraction:
+            worth = values(*self._capacity_and_demand(), 1.0)
+            self._attraction[slot] = attraction(self.competing, slot, worth=worth)
+        return self._attraction[slot]
 
     def offer(self, id_: int, row: Vector) -> int | None:
         """Let a newcomer compete; return who left: a member, the newcomer itself (rejected), or None.
@@ -130,7 +131,8 @@ class Niches:
 
     def _forget(self) -> None:
         """Drop what was computed of the members, who have changed."""
-        self._totals = self._fitness = self._worth = None
+        self._totals = self._fitness = None
+        self._attraction = {}
 
     def _in_range(self, rows: Scores) -> Scores:
         return rescale(rows) if self._normaliser == "min_max" else rows

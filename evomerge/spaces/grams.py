@@ -97,6 +97,15 @@ class Grams:
         return np.triu_indices(len(self.aliases))
 
     @cached_property
+    def multiples(self) -> Matrix:
+        """What the terms of each entry of the upper triangle count in ⟨a, a⟩, ⟨b, b⟩ and ⟨a, b⟩; float64 (3, pairs).
+
+        Off the diagonal an entry stands for two; the terms of ⟨a, b⟩ have both orders already.
+        """
+        rows, columns = self.pairs
+        return np.where(rows == columns, [[1.0], [1.0], [0.5]], [[2.0], [2.0], [1.0]])
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of sources, chromosomes and sums."""
         shape = repr((self.aliases, [(part.name, part.size) for part in self.chromosomes]))

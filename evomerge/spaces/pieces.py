@@ -84,10 +84,9 @@ def simplified(grams: Grams, ends: Positions, coefficients: Matrix, seeds: tuple
         coefficients: as in `Pieces`.
         seeds: as in `Pieces`.
     """
-    same = ~grams.is_end(ends[:-1])
-    for row in coefficients:
-        same &= row[1:] == row[:-1]
+    same = (coefficients[:, 1:] == coefficients[:, :-1]).all(axis=0)
     if same.any():
+        same &= ~grams.is_end(ends[:-1])
         keep = np.append(~same, True)
         ends, coefficients = ends[keep], coefficients[:, keep]
     ends.flags.writeable = coefficients.flags.writeable = False
@@ -198,9 +197,7 @@ def _products(grams: Grams, ends: Positions, one: Matrix, two: Matrix, starts: N
     terms[2] += right
     terms *= gram
     sums: Matrix = np.add.reduceat(terms, starts, axis=2)
-    # Off the diagonal, an entry of the upper triangle stands for two; ⟨a, b⟩ has both already, and on it twice the one.
-    sums[:2, rows != columns] *= 2.0
-    sums[2, rows == columns] *= 0.5
+    sums *= grams.multiples[:, :, None]
     sources = len(grams.aliases)
     result: Matrix = sums.sum(axis=1).T
     if len(one) > sources:
