@@ -31,13 +31,13 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cma
 import numpy as np
 import threefry
 import torch
@@ -100,7 +100,7 @@ class Digits:
 
     def correct(self, weights: Mapping[str, Tensor], part: int = 0) -> Tensor:
         """Return for each image, of the training (0) or test part (1), whether the network is right."""
-        return self.logits(weights, part).argmax(dim=1) == self.labels[part]
+        return self.logits(weights, part).max(dim=1).indices == self.labels[part]
 
     def logits(self, weights: Mapping[str, Tensor], part: int = 0) -> Tensor:
         """Return the network's logits, in memory that the next call overwrites."""
@@ -252,6 +252,10 @@ def _value(scored: Scored) -> float:
 
 def separable_cma_es(digits: Digits, seed: int, evaluations: int, layout: str) -> Run:
     """Run pycma with a diagonal covariance on all weights, population 20, first step 0.01."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about plots, which are not drawn
+        import cma
+
     rng = np.random.default_rng(seed)
     options = {"popsize": 20, "CMA_diagonal": True, "verbose": -9, "seed": math.nan, "randn": rng_normal(rng)}
     strategy = cma.CMAEvolutionStrategy(rng.standard_normal(19210) * 0.01, 0.01, options)

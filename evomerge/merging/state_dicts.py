@@ -72,6 +72,7 @@ class StateDicts:
             is_plain = tensor.dtype == torch.float32 and tensor.device.type == "cpu"
             self._places[name] = _Place(self.num_weights, stop, tensor.shape, tensor.dtype, tensor.device, is_plain)
             self.num_weights = stop
+        self._converted = [name for name, place in self._places.items() if not place.is_plain]
         self._sizes = [place.stop - place.start for place in self._places.values()]
         self._live: tuple[Weights, dict[str, Tensor]] | None = None
         self.vectors = self._matrix(sources)
@@ -129,9 +130,9 @@ class StateDicts:
             self._live = (vector, self.state_dict(vector))
         vector, live = self._live
         np.copyto(vector, weights)
-        for name, place in self._places.items():
-            if not place.is_plain:
-                live[name].copy_(torch.from_numpy(vector[place.start : place.stop]).view(place.shape))
+        for name in self._converted:
+            place = self._places[name]
+            live[name].copy_(torch.from_numpy(vector[place.start : place.stop]).view(place.shape))
         for name, tensor in self._copied.items():
             live[name].copy_(tensor)
         return dict(live)

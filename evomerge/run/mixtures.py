@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.merging.state_dicts import StateDicts
+from evomerge.operators.block_grams import BlockGrams
 from evomerge.operators.noise import noise
 from evomerge.recipe import SourceConfig
 from evomerge.spaces import SpaceConfig
@@ -28,6 +29,10 @@ Weights = NDArray[np.float32]
 
 SHORT = 4096
 """Pieces shorter than this on average are spread out by one gather; longer ones are each filled by itself."""
+STRETCH = 1 << 20
+"""Weights whose inner products are computed at a time, in float64."""
+SMALL = 1 << 16
+"""Up to so many weights, crossing and keeping them takes less time than crossing pieces and mixing them."""
 REMEMBERED = 64
 """So many individuals that were last made are not read from their genomes again."""
 
@@ -35,9 +40,12 @@ REMEMBERED = 64
 class Mixtures:
     """The mixtures of a few state dicts.
 
+    An individual is pieces, a few kilobytes. Of a small model it is its weights, and so it is with mutation: as pieces
+    it would have the noises of all its ancestors.
+
     Args:
         sources: alias -> state dict.
-        mutate: whether children get noise of their own: then an individual is its weights, else it is pieces.
+        mutate: whether children get noise of their own.
         chunks: of the piecewise space.
 
     Raises:
@@ -47,18 +55,15 @@ class Mixtures:
 
     def __init__(self, sources: Mapping[str, StateDict], *, mutate: bool, chunks: int) -> None:
         self._models = StateDicts(sources)
-        grams = Grams.of_vectors(self._models.aliases, {WHOLE: list(self._models.vectors)})
-        pieces = _Remembering(
-            SpaceConfig(kind="piecewise", chunks=chunks),
-            grams,
-            sources={
-                alias: SourceConfig(model=f"sha256:{self._models.content_hash(alias)}")
-                for alias in self._models.aliases
-            },
-            dtype="float32",
-        )
+        grams = _grams(self._models)
+        origins = {
+            alias: SourceConfig(model=f"sha256:{self._models.content_hash(alias)}") for alias in self._models.aliases
+        }
+        pieces = _Remembering(grams, sources=origins, chunks=chunks)
         self._grams = grams
-        self.space: PiecewiseSpace | VectorSpace = VectorSpace(pieces, self._mix) if mutate else pieces
+        self.space: PiecewiseSpace | VectorSpace = pieces
+        if mutate or self._models.num_weights <= SMALL:
+            self.space = VectorSpace(pieces, self._mix)
 
     def individual(self, genome: Genome) -> Individual:
         """Return the individual of a genome of the space.
@@ -104,19 +109,28 @@ class Mixtures:
         return mixed
 
 
+def _grams(models: StateDicts) -> Grams:
+    sums = BlockGrams(len(models.vectors), models.num_weights)
+    for start in range(0, models.num_weights, STRETCH):
+        sums.add([vector[start : start + STRETCH] for vector in models.vectors])
+    return Grams.of_blocks(models.aliases, {WHOLE: (models.num_weights, sums.result())})
+
+
 class _Remembering(PiecewiseSpace):
     """A piecewise space that does not read the genome of an individual that it has just made."""
 
-    _made: dict[int, tuple[Genome, Pieces]]
+    def __init__(self, grams: Grams, *, sources: Mapping[str, SourceConfig], chunks: int) -> None:
+        self._made: dict[int, tuple[Genome, Pieces]] = {}
+        super().__init__(SpaceConfig(kind="piecewise", chunks=chunks), grams, sources=sources, dtype="float32")
 
     def genome(self, individual: Pieces) -> Genome:
         genome = super().genome(individual)
-        made = self.__dict__.setdefault("_made", {})
-        made[id(genome)] = (genome, individual)
-        if len(made) > REMEMBERED:
-            del made[next(iter(made))]
+        self._made[id(genome)] = (genome, individual)
+        if len(self._made) > REMEMBERED:
+            del self._made[next(iter(self._made))]
         return genome
 
     def individual(self, genome: Genome) -> Pieces:
-        known = self.__dict__.get("_made", {}).get(id(genome))
-        return known[1] if known is not None and known[0] is genome else super().individual(genome)
+        # A genome that is remembered is alive, so that no other has its id.
+        known = self._made.get(id(genome))
+        return super().individual(genome) if known is None else known[1]

@@ -48,10 +48,10 @@ def values(c: Vector, z: Vector, alpha: float) -> Vector:
     return worth
 
 
-def winnings(s: Scores, worth: Vector) -> Vector:
-    """Return what every member wins, sum_j worth_j s_ij, shape (P,)."""
+def winnings(s: Scores, worth: Vector, *, out: Scores | None = None) -> Vector:
+    """Return what every member wins, sum_j worth_j s_ij, shape (P,); `out` may lend memory of shape (P, N)."""
     # Not a matrix product: a library's kernel may sum equal rows in different orders, and ties must be ties.
-    f: Vector = (s * worth).sum(axis=1)
+    f: Vector = np.multiply(s, worth, out=out).sum(axis=1)
     return f
 
 
@@ -106,8 +106,9 @@ def roulette(weights: Vector, unit: float) -> int:
         weights: finite.
         unit: the draw, in [0, 1).
     """
-    ends = np.cumsum(weights)
+    ends = weights.cumsum()
     if not ends[-1] > 0:
         return int(unit * len(weights))
-    index = int(np.searchsorted(ends, unit * ends[-1], side="right"))
-    return min(index, int(np.flatnonzero(weights)[-1]))
+    index = int(ends.searchsorted(unit * ends[-1], side="right"))
+    # Rounding may lead beyond the end.
+    return index if index < len(weights) else int(weights.nonzero()[0][-1])

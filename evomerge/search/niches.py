@@ -49,6 +49,7 @@ class Niches:
         self._normaliser = normaliser
         self._ids: list[int] = []
         self._rows: Scores = np.zeros((0, 0))
+        self._product = self._rows
         self._totals: tuple[Vector, Vector] | None = None
         self._fitness: Vector | None = None
         self._attraction: dict[int, Vector] = {}
@@ -100,6 +101,7 @@ class Niches:
         count = len(self)
         if not count:
             self._rows = np.zeros((self._size + 1, len(row)))
+            self._product = np.empty_like(self._rows)
         self._rows[count] = row
         if count < self._size:
             self._ids.append(id_)
@@ -121,7 +123,7 @@ class Niches:
         c, z = self._capacity_and_demand()
         if self._capacities == "graded":
             c = np.maximum(c, row)
-        return winnings(self._rows, values(c, z + row, self._alpha))
+        return winnings(self._rows, values(c, z + row, self._alpha), out=self._product)
 
     def _capacity_and_demand(self) -> tuple[Vector, Vector]:
         """Return capacities and demand among the members."""

@@ -141,6 +141,9 @@ class Grams:
 
     def weights_before(self, ends: Positions) -> Positions:
         """Return how many weights, of all chromosomes, lie before each position after 0."""
+        if len(self.chromosomes) == 1:
+            only: Positions = np.minimum(ends * self.blocks[0], self.sizes[0])
+            return only
         which = np.searchsorted(self.offsets[1:], ends)
         within = np.minimum((ends - self.offsets[which]) * self.blocks[which], self.sizes[which])
         found: Positions = (np.cumsum(self.sizes) - self.sizes)[which] + within

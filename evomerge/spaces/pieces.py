@@ -21,6 +21,9 @@ from evomerge.spaces.grams import Grams, Matrix, Positions
 
 SMALLEST_SINE = 1e-6
 """Vectors whose angle has at most this sine are mixed linearly (as in the reference implementation)."""
+OPPOSITE = 0.1
+"""The same for vectors that point away from each other: there is no one arc between them, the factors are 1 / sine, and
+rounding would blow a weight up. It happens to parts of very few weights."""
 FADED = 1e-12
 """A noise this much weaker than the strongest one of an individual is dropped when it is crossed."""
 
@@ -107,7 +110,7 @@ def cross(grams: Grams, first: Pieces, second: Pieces, *, splits: Sequence[int],
     seeds = first.seeds if first.seeds == second.seeds else tuple(sorted({*first.seeds, *second.seeds}))
     one, two = _on(first, ends, seeds), _on(second, ends, seeds)
     # Even parts lie before a split, odd ones after it; some are empty.
-    cuts = np.searchsorted(ends, bounds, side="right")
+    cuts = ends.searchsorted(bounds, side="right")
     lengths = cuts[1:] - cuts[:-1]
     full = lengths.nonzero()[0]
     mixes = [1.0 - mix if part % 2 else mix for part in full.tolist()]
@@ -171,7 +174,7 @@ def _union(first: Positions, second: Positions, bounds: Positions) -> Positions:
 
 def _on(individual: Pieces, ends: Positions, seeds: tuple[int, ...]) -> Matrix:
     """Return a copy of an individual's coefficients, on finer pieces and with more noises."""
-    rows = individual.coefficients.take(np.searchsorted(individual.ends, ends), axis=1)
+    rows = individual.coefficients.take(individual.ends.searchsorted(ends), axis=1)
     if seeds == individual.seeds:
         return rows
     sources = individual.num_sources
@@ -218,7 +221,7 @@ def slerp(products: Sequence[float], mix: float) -> tuple[float, float]:
     if first * second > 0:
         omega = math.acos(max(-1.0, min(1.0, both / math.sqrt(first * second))))
         sine = math.sin(omega)
-        if sine > SMALLEST_SINE:
+        if sine > (SMALLEST_SINE if both > 0 else OPPOSITE):
             return math.sin((1.0 - mix) * omega) / sine, math.sin(mix * omega) / sine
     return 1.0 - mix, mix
 

@@ -10,8 +10,8 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
-from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from evomerge.recipe import Recipe
 from evomerge.spaces.breeding import Angle, Chromosome
 from evomerge.spaces.pieces import Pieces, mutate, simplified, slerp
 from evomerge.spaces.piecewise import PiecewiseSpace
-from evomerge.spaces.types import Dimension, Genome
+from evomerge.spaces.types import Dimension, Genome, Value
 
 Weights = NDArray[np.float32]
 MadeT = TypeVar("MadeT")
@@ -63,7 +63,7 @@ class Mutation:
 Lineage = Origin | Crossing | Mutation
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+@dataclass(frozen=True, eq=False)
 class VectorIndividual:
     """Weights and where they come from."""
 
@@ -71,9 +71,25 @@ class VectorIndividual:
     """Unique in its space, in the order of making."""
     weights: Weights
     """Shape (weights,), read-only."""
-    square: float
-    """Squared length of the weights."""
     lineage: Lineage
+
+    @cached_property
+    def square(self) -> float:
+        """Squared length of the weights; most individuals are never parents and do not need it."""
+        return _product(self.weights, self.weights)
+
+
+class Held(tuple[Value, ...]):  # noqa: SLOT001  a tuple has no room for slots
+    """The genome of an individual in memory, `("vector", number)`: whoever holds it holds the individual."""
+
+    individual: VectorIndividual
+
+    @classmethod
+    def of(cls, individual: VectorIndividual) -> Held:
+        """Return the genome of an individual."""
+        genome = cls((_WORD, individual.number))
+        genome.individual = individual
+        return genome
 
 
 class VectorSpace:
@@ -83,8 +99,7 @@ class VectorSpace:
     measured here, to the rounding of angles. With mutation, angles count the noise as it is, where the piecewise space
     takes it to be orthogonal.
 
-    A genome is the number of an individual, and stands for it for as long as somebody holds that individual: such
-    genomes are for one process, not for a journal.
+    A genome is a number that holds its individual: such genomes are for one process, not for a journal.
 
     Args:
         pieces: the piecewise space, of one chromosome.
@@ -95,7 +110,6 @@ class VectorSpace:
         self._pieces = pieces
         self._materialise = materialise
         self._numbers = itertools.count()
-        self._alive: WeakValueDictionary[int, VectorIndividual] = WeakValueDictionary()
 
     @property
     def chromosomes(self) -> tuple[Chromosome, ...]:
@@ -143,23 +157,19 @@ class VectorSpace:
 
     def genome(self, individual: VectorIndividual) -> Genome:
         """Return the individual's number as a genome."""
-        return (_WORD, individual.number)
+        return Held.of(individual)
 
     def individual(self, genome: Genome) -> VectorIndividual:
         """Return the individual of a genome, of this space or of the piecewise one.
 
         Raises:
-            ConfigError: for a genome of neither, or an individual that nobody holds any more.
+            ConfigError: for a genome of neither, or one of this space that was written down.
         """
-        if not genome or genome[0] != _WORD:
-            return self._from_pieces(self._pieces.individual(genome))
-        number = genome[1] if len(genome) == 2 and isinstance(genome[1], int) else -1
-        found = self._alive.get(number)
-        if found is None:
-            raise ConfigError(
-                f"genome: {genome!r} is not in memory any more, or never was; hold what shall be looked at"
-            )
-        return found
+        if isinstance(genome, Held):
+            return genome.individual
+        if genome and genome[0] == _WORD:
+            raise ConfigError(f"genome: {genome!r} is from another process; keep the recipe of what shall last")
+        return self._from_pieces(self._pieces.individual(genome))
 
     def decode(self, genome: Genome) -> Recipe:
         """Return the recipe of a genome: of an individual the pieces that its lineage comes to, with all noises.
@@ -195,7 +205,9 @@ class VectorSpace:
 
     def _in_pieces(self, genome: Genome) -> Genome:
         """Return a genome of the piecewise space."""
-        return self._pieces.genome(self.pieces(self.individual(genome))) if genome and genome[0] == _WORD else genome
+        if isinstance(genome, Held) or (genome and genome[0] == _WORD):
+            return self._pieces.genome(self.pieces(self.individual(genome)))
+        return genome
 
     def _crossed_pieces(self, first: Pieces, second: Pieces, step: Crossing) -> Pieces:
         bound = step.split // block_size(self.chromosomes[0].size)
@@ -221,9 +233,7 @@ class VectorSpace:
 
     def _new(self, weights: Weights, lineage: Lineage) -> VectorIndividual:
         weights.flags.writeable = False
-        individual = VectorIndividual(next(self._numbers), weights, _product(weights, weights), lineage)
-        self._alive[individual.number] = individual
-        return individual
+        return VectorIndividual(next(self._numbers), weights, lineage)
 
 
 def _product(one: Weights, two: Weights) -> float:

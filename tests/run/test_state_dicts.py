@@ -12,6 +12,7 @@ from torch import Tensor
 
 import evomerge
 from evomerge.errors import ConfigError, SourceError, StateError
+from evomerge.run import mixtures
 from evomerge.run.state_dicts import Scored, StateDictSearch
 from evomerge.search import searcher_names
 
@@ -133,13 +134,16 @@ def test_a_portfolio_goes_from_niches_to_numbers(mutation: float) -> None:
     assert search.best.recipe.segments is not None
 
 
-def test_the_recipe_of_the_best_gives_its_weights_again() -> None:
+@pytest.mark.parametrize("small", [0, SIZE])
+def test_the_recipe_of_the_best_gives_its_weights_again(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit by bit where individuals are pieces; to rounding where they are weights."""
+    monkeypatch.setattr(mixtures, "SMALL", small)
     search = niches(3)
     search.run(evaluations=80)
     recipe = evomerge.Recipe.from_yaml(search.best.recipe.to_yaml())
     assert set(recipe.sources) == {"model0", "model1", "model2"}
-    again = niches(3).state_dict(recipe)
-    assert torch.equal(again["layer.weight"], search.best.state_dict()["layer.weight"])
+    again = niches(3).state_dict(recipe)["layer.weight"]
+    torch.testing.assert_close(again, search.best.state_dict()["layer.weight"], atol=1e-6 if small else 0, rtol=0)
 
 
 def test_mutation_keeps_weights_in_memory_and_a_recipe_all_the_same() -> None:
@@ -160,6 +164,41 @@ def test_the_population_is_what_the_searcher_breeds() -> None:
     assert [member.candidate.id for member in search.population] == list(search.searcher.members)  # type: ignore[attr-defined]
     for member in search.population:
         np.testing.assert_allclose(closeness(member.state_dict()), member.samples["score"], atol=1e-6)
+
+
+@pytest.mark.parametrize("constant", [{"SHORT": 0}, {"STRETCH": 7}, {"REMEMBERED": 0}])
+def test_how_weights_are_computed_makes_no_difference(
+    constant: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixtures, "SMALL", 0)
+    usual = niches(3)
+    usual.run(evaluations=60)
+    for name, value in constant.items():
+        monkeypatch.setattr(mixtures, name, value)
+    other = niches(3)
+    other.run(evaluations=60)
+    assert other.history == usual.history
+    assert torch.equal(other.best.state_dict()["layer.weight"], usual.best.state_dict()["layer.weight"])
+
+
+def test_pieces_and_weights_are_the_same_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = niches(3)
+    weights.run(evaluations=200)
+    monkeypatch.setattr(mixtures, "SMALL", 0)
+    pieces = niches(3)
+    pieces.run(evaluations=200)
+    for one, other in zip(weights.history, pieces.history, strict=True):
+        assert one.objectives == pytest.approx(other.objectives, abs=1e-5)
+
+
+def test_a_candidate_keeps_its_recipe_whatever_became_of_it() -> None:
+    search = niches()
+    candidates = [candidate for _ in range(40) for candidate in search.ask()]
+    recipes = []
+    for candidate in candidates:
+        search.tell(candidate, closeness(search.state_dict(candidate)))
+    recipes = [candidate.recipe for candidate in candidates]
+    assert len({recipe.to_yaml() for recipe in recipes}) > 30
 
 
 def test_a_callback_hears_every_evaluation() -> None:
