@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from evomerge.spaces.breeding import Angle
 from evomerge.spaces.grams import Grams
-from evomerge.spaces.pieces import Pieces, cross, founders, mutate, simplified, slerp
+from evomerge.spaces.pieces import OPPOSITE, Pieces, cross, founders, mutate, simplified, slerp
 
 Vector = NDArray[np.float64]
 SIZES = {"attention": 40, "mlp": 1, "rest": 23}
@@ -35,7 +35,7 @@ def mixed(one: Vector, two: Vector, mix: float, angle_of: tuple[Vector, Vector])
     """Slerp by its definition, with the angle between two vectors."""
     a, b = angle_of
     omega = math.acos(np.clip(a @ b / np.linalg.norm(a) / np.linalg.norm(b), -1, 1))
-    if math.sin(omega) <= 1e-6:
+    if math.sin(omega) <= (1e-6 if a @ b > 0 else OPPOSITE):
         return (1 - mix) * one + mix * two
     return (math.sin((1 - mix) * omega) * one + math.sin(mix * omega) * two) / math.sin(omega)
 
