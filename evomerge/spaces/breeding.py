@@ -48,7 +48,7 @@ class BreedingSpace(Space, Protocol[IndividualT]):
 
         In every chromosome the part before the split is slerp(first, second; mix), the part after it
         slerp(first, second; 1 - mix), where slerp(.; 0) is `first`; nearly parallel vectors (sine of the angle at
-        most 1e-6) are mixed linearly.
+        most 1e-6) and nearly opposite ones (at most 0.1) are mixed linearly.
 
         Args:
             first: parent A.
