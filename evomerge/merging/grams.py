@@ -52,7 +52,7 @@ def block_grams(
             for tensor in tensors:
                 vectors = [sources.working(alias, tensor.name).reshape(-1) for alias in aliases]
                 for start in range(0, tensor.size, _SPAN):
-                    sums.add([vector[start : start + _SPAN].cpu().numpy() for vector in vectors])
+                    sums.add([vector[start : start + _SPAN].float().cpu().numpy() for vector in vectors])
                 if progress is not None:
                     progress.advance(4 * tensor.size * len(aliases))
             found[name] = (part_size(tensors), sums.result())

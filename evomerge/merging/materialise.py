@@ -56,10 +56,11 @@ def make_tensor(
     if planned.copied_from is not None and is_buffer(planned.name, planned.info):
         result = plan.sources.stored(planned.copied_from, planned.name_in(planned.copied_from)).to(device)
     else:
-        result = _computed(plan, planned, device)
-        if planned.rescale is not None:
-            result = planned.rescale(result)
-        result = result.to(planned.info.dtype if dtype is None else dtype)
+        dtype = planned.info.dtype if dtype is None else dtype
+        if planned.rescale is None:
+            result = _computed(plan, planned, device, dtype).to(dtype)
+        else:
+            result = planned.rescale(_computed(plan, planned, device, torch.float32).float()).to(dtype)
     if not is_finite(result):
         raise InfeasibleError(
             f"tensor {planned.name!r} of the merge has NaN or infinite values in {plan.recipe.dtype}; "
@@ -68,10 +69,13 @@ def make_tensor(
     return result
 
 
-def _computed(plan: MergePlan, planned: PlannedTensor, device: str) -> Tensor:
+def _computed(plan: MergePlan, planned: PlannedTensor, device: str, dtype: torch.dtype) -> Tensor:
+    """Return the tensor in `dtype`, or in what it is stored as where it is a copy, or in float32."""
     if planned.stretches:
         return _in_stretches(plan, planned, device)
-    return _copy(plan, planned, device) if planned.step is None else _blend(plan, planned, planned.step, device)
+    if planned.step is None:
+        return _copy(plan, planned, device)
+    return _blend(plan, planned, planned.step, device, dtype)
 
 
 def _in_stretches(plan: MergePlan, planned: PlannedTensor, device: str) -> Tensor:
@@ -80,7 +84,7 @@ def _in_stretches(plan: MergePlan, planned: PlannedTensor, device: str) -> Tenso
 
     def flat(alias: str, stretch: Stretch) -> Tensor:
         if alias not in read:
-            read[alias] = plan.sources.working(alias, planned.name_in(alias), device).reshape(-1)
+            read[alias] = plan.sources.working(alias, planned.name_in(alias), device).float().reshape(-1)
         return read[alias][stretch.start : stretch.stop]
 
     result = torch.empty(planned.info.num_elements, dtype=torch.float32, device=device)
@@ -114,12 +118,19 @@ def _copy(plan: MergePlan, planned: PlannedTensor, device: str) -> Tensor:
     return plan.sources.working(planned.copied_from, planned.name_in(planned.copied_from), device)
 
 
-def _blend(plan: MergePlan, planned: PlannedTensor, step: Step, device: str) -> Tensor:
+def _blend(plan: MergePlan, planned: PlannedTensor, step: Step, device: str, dtype: torch.dtype) -> Tensor:
     sources, blend = plan.sources, step.blend
     tensors = [sources.working(alias, planned.name_in(alias), device) for alias in blend.sources]
     base = None if blend.base is None else sources.working(blend.base, planned.name_in(blend.base), device)
+    aliases = blend.sources if blend.base is None else (*blend.sources, blend.base)
+    inputs = tuple((alias, planned.name_in(alias)) for alias in aliases)
     context = Context(
-        name=planned.name, source_ids=step.source_ids, seed=plan.recipe.seed, threshold=_threshold(plan, step)
+        name=planned.name,
+        source_ids=step.source_ids,
+        seed=plan.recipe.seed,
+        dtype=dtype,
+        threshold=_threshold(plan, step),
+        kept=plan.sources.statistics.keeper(inputs),
     )
     return step.kernel(tensors, base, blend.params, context)
 

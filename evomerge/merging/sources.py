@@ -150,7 +150,9 @@ class Sources:
     def working(
         self, alias: str, name: str, device: str | None = None, *, window: tuple[int, int, int] | None = None
     ) -> Tensor:
-        """Return a tensor that is merged as float32 on a device (None: where it is); it must not be changed.
+        """Return a tensor that is merged, as it is stored or kept, on a device (None: where it is).
+
+        It must not be changed.
 
         Args:
             alias: the source.
@@ -168,7 +170,7 @@ class Sources:
             tensor = tensor.narrow(*window)
         if kept is None and not is_finite(tensor):
             raise self.not_finite(alias, name)
-        return (tensor if device is None else tensor.to(device)).to(torch.float32)
+        return tensor if device is None else tensor.to(device)
 
     def not_finite(self, alias: str, name: str) -> SourceError:
         """Build the error about a source's tensor that is not finite."""

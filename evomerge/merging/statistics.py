@@ -21,8 +21,15 @@ from evomerge.operators.kernels.selection import (
 )
 
 if TYPE_CHECKING:
-    from evomerge.merging.sources import Sources
+    from collections.abc import Callable
 
+    from evomerge.merging.sources import Sources
+    from evomerge.operators.kernels.context import Tensors
+
+Inputs = tuple[tuple[str, str], ...]
+
+_KEPT_BYTES = 1 << 30
+"""Size of what kernels have kept (decompositions, products): about a model of 0.5 B parameters."""
 _KEPT_BINS = 64
 """Refined histograms kept (512 KiB each): neighbouring densities of a search share theirs."""
 
@@ -37,6 +44,8 @@ class Statistics:
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
         self._upper: dict[tuple[str, str], Tensor] = {}
+        self._kept: OrderedDict[tuple[str, Inputs], Tensors] = OrderedDict()
+        self._kept_bytes = 0
         self._refined: OrderedDict[tuple[str, str, int], Tensor] = OrderedDict()
 
     def threshold(self, alias: str, base: str, density: float) -> float:
@@ -54,6 +63,31 @@ class Statistics:
         upper, rank = boundary_bin(counts, kept_count(int(counts.sum()), density))
         lower, _ = boundary_bin(self._refinement(alias, base, upper), rank)
         return pattern_value(upper, lower)
+
+    def keeper(self, inputs: Inputs) -> Callable[[str, Callable[[], Tensors]], Tensors]:
+        """Return the function with which a kernel keeps what depends on its inputs alone (`Context.kept`).
+
+        What was used least recently is forgotten beyond 1 GiB; what is larger by itself is made every time.
+
+        Args:
+            inputs: (alias, name of the tensor) of every tensor, the base last.
+        """
+
+        def kept(what: str, make: Callable[[], Tensors]) -> Tensors:
+            key = (what, inputs)
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+            made = make()
+            size = _num_bytes(made)
+            if size <= _KEPT_BYTES:
+                self._kept[key] = made
+                self._kept_bytes += size
+                while self._kept_bytes > _KEPT_BYTES:
+                    self._kept_bytes -= _num_bytes(self._kept.popitem(last=False)[1])
+            return made
+
+        return kept
 
     def _histogram(self, alias: str, base: str) -> Tensor:
         key = (alias, base)
@@ -79,4 +113,8 @@ class Statistics:
     def _task_vector(self, alias: str, base: str) -> Iterator[Tensor]:
         for name in parameter_names(self._sources.models[base]):
             # The same subtraction in the same precision as in a kernel: a threshold is compared for equality.
-            yield self._sources.working(alias, name) - self._sources.working(base, name)
+            yield self._sources.working(alias, name).float() - self._sources.working(base, name).float()
+
+
+def _num_bytes(tensors: Tensors) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -18,12 +18,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evomerge.operators.kernels.context import Context
-from evomerge.operators.kernels.inputs import active, flatten, flatten_base, normalized, number, numbers, spans
+from evomerge.operators.kernels.inputs import (
+    Flat,
+    TaskVector,
+    Vector,
+    active,
+    flatten,
+    flatten_base,
+    normalized,
+    number,
+    numbers,
+    result_like,
+    spans,
+)
 from evomerge.operators.kernels.spherical import SMALLEST_SINE
 from evomerge.operators.kernels.spherical import coefficients as arc_coefficients
 from evomerge.operators.metadata import Resolved
 
-Vector = NDArray[np.float64]
+Coefficients = NDArray[np.float64]
 _SMALLEST_DIRECTION = 1e-12
 """A mean of unit vectors shorter than this has no direction: the inputs cancel."""
 
@@ -46,15 +58,15 @@ def nuslerp(
     """
     flat, origin = _inputs(tensors, base, context)
     if len(flat) == 1:  # the other one has weight 0
-        return _combined(flat, origin, (1.0,)).view(tensors[0].shape)
+        return _combined(flat, origin, (1.0,), tensors[0], context)
     first, second = numbers(params, "weight")
     t = second / (first + second) if abs(first + second) >= SMALLEST_SINE else 0.5
     if params["scope"] == "tensor" or tensors[0].dim() < 2:
-        return _combined(flat, origin, arc_coefficients(flat[0], flat[1], t)).view(tensors[0].shape)
+        return _combined(flat, origin, arc_coefficients(flat[0], flat[1], t), tensors[0], context)
     shape = tensors[0].shape
     dim = -1 if params["scope"] == "row" else 0
-    merged = _arcs(flat[0].view(shape), flat[1].view(shape), t, dim)
-    return merged if origin is None else merged.add_(origin.view(shape))
+    merged = _arcs(flat[0][:].view(shape), flat[1][:].view(shape), t, dim)
+    return (merged if origin is None else merged.add_(origin[:].view(shape))).to(context.dtype)
 
 
 def _arcs(a: Tensor, b: Tensor, t: float, dim: int) -> Tensor:
@@ -99,7 +111,7 @@ def multislerp(
     found = shares
     if norm > _SMALLEST_DIRECTION:
         found = shares * inverse * float(shares @ lengths) / norm
-    return _combined(used, origin, tuple(found), like=flat[0]).view(tensors[0].shape)
+    return _combined(used, origin, tuple(found), tensors[0], context)
 
 
 def karcher(tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context) -> Tensor:
@@ -127,12 +139,12 @@ def karcher(tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str,
         direction = karcher_direction(gram, start, start / norm, iterations=iterations, tolerance=tolerance)
         inverse = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > tolerance)
         found = direction * inverse * float(shares @ lengths)
-    return _combined(used, origin, tuple(found), like=flat[0]).view(tensors[0].shape)
+    return _combined(used, origin, tuple(found), tensors[0], context)
 
 
 def karcher_direction(
-    gram: NDArray[np.float64], shares: Vector, start: Vector, *, iterations: int, tolerance: float
-) -> Vector:
+    gram: NDArray[np.float64], shares: Coefficients, start: Coefficients, *, iterations: int, tolerance: float
+) -> Coefficients:
     """Return the coefficients of the Karcher mean of unit vectors.
 
     Args:
@@ -157,16 +169,18 @@ def karcher_direction(
     return point
 
 
-def _inputs(tensors: Sequence[Tensor], base: Tensor | None, context: Context) -> tuple[list[Tensor], Tensor | None]:
+def _inputs(
+    tensors: Sequence[Tensor], base: Tensor | None, context: Context
+) -> tuple[list[Flat] | list[TaskVector], Flat | None]:
     """Return the vectors to be averaged, task vectors where there is a base."""
     flat = flatten(tensors, context)
     if base is None:
         return flat, None
     origin = flatten_base(base, tensors[0], context)
-    return [vector - origin for vector in flat], origin
+    return [TaskVector(vector, origin) for vector in flat], origin
 
 
-def _directions(flat: Sequence[Tensor]) -> tuple[Vector, NDArray[np.float64]]:
+def _directions(flat: Sequence[Vector]) -> tuple[Coefficients, NDArray[np.float64]]:
     """Return the lengths of vectors and the Gram matrix of their directions (0 for a vector of length 0)."""
     count = len(flat)
     dots = np.zeros((count, count))
@@ -179,13 +193,13 @@ def _directions(flat: Sequence[Tensor]) -> tuple[Vector, NDArray[np.float64]]:
 
 
 def _combined(
-    flat: Sequence[Tensor], origin: Tensor | None, coefficients: Sequence[float], *, like: Tensor | None = None
+    flat: Sequence[Vector], origin: Flat | None, coefficients: Sequence[float], like: Tensor, context: Context
 ) -> Tensor:
-    """Return Σ c_i v_i, plus the base where there is one."""
-    out = torch.zeros_like(flat[0] if like is None else like) if origin is None else origin.clone()
+    """Return Σ c_i v_i, plus the base where there is one, in the shape of `like`."""
+    out = result_like(like, context)
     for start, stop in spans(out.numel(), out.device):
-        total = torch.zeros_like(out[start:stop])
+        total = torch.zeros(stop - start, device=out.device)
         for vector, coefficient in zip(flat, coefficients, strict=True):
             total.add_(vector[start:stop], alpha=float(coefficient))
-        out[start:stop].add_(total)
-    return out
+        out[start:stop] = total if origin is None else total.add_(origin[start:stop])
+    return out.view(like.shape)

@@ -12,15 +12,67 @@ from evomerge.errors import SourceError
 from evomerge.operators.kernels.context import Context
 from evomerge.operators.metadata import SMALLEST_SUM, Resolved
 
+_STORED = (torch.float32, torch.bfloat16, torch.float16)
 _CPU_SPAN = 1 << 18
 _DEVICE_SPAN = 1 << 26
 
 
-def flatten(tensors: Sequence[Tensor], context: Context) -> list[Tensor]:
-    """Return each tensor as one contiguous row-major vector (a view where it already is one).
+class Flat:
+    """A tensor as one row-major vector that is read in spans of float32, whatever float it is stored as.
+
+    A tensor converted as a whole would cost more than the arithmetic: memory that is new to the process, and nothing
+    of it in a cache.
+    """
+
+    __slots__ = ("_stored",)
+
+    def __init__(self, stored: Tensor) -> None:
+        self._stored = stored.detach().contiguous().view(-1)
+
+    def __getitem__(self, span: slice) -> Tensor:
+        """Return a span as float32, shape (length,); it may be a view, and must not be changed."""
+        return self._stored[span].float()
+
+    def numel(self) -> int:
+        """Return the number of elements."""
+        return self._stored.numel()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self._stored.device
+
+
+class TaskVector:
+    """The difference of two vectors, read in spans of float32."""
+
+    __slots__ = ("_base", "_tuned")
+
+    def __init__(self, tuned: Flat, base: Flat) -> None:
+        self._tuned, self._base = tuned, base
+
+    def __getitem__(self, span: slice) -> Tensor:
+        """Return a span as float32, shape (length,); it may be changed."""
+        return self._tuned[span] - self._base[span]
+
+    def numel(self) -> int:
+        """Return the number of elements."""
+        return self._base.numel()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self._base.device
+
+
+Vector = Flat | TaskVector
+
+
+def flatten(tensors: Sequence[Tensor], context: Context) -> list[Flat]:
+    """Return each tensor as one row-major vector.
 
     Raises:
-        SourceError: when the tensors are not float32 of one shape, or not as many as the source identities.
+        SourceError: when the tensors are not floats of one shape, or not as many as the source identities.
     """
     if len(tensors) != len(context.source_ids):
         raise SourceError(
@@ -30,8 +82,8 @@ def flatten(tensors: Sequence[Tensor], context: Context) -> list[Tensor]:
     return [_flat(tensor, tensors[0], context) for tensor in tensors]
 
 
-def flatten_base(base: Tensor | None, like: Tensor, context: Context) -> Tensor:
-    """Return the base as one contiguous row-major vector.
+def flatten_base(base: Tensor | None, like: Tensor, context: Context) -> Flat:
+    """Return the base as one row-major vector.
 
     Raises:
         SourceError: when there is no base, or it does not fit `like`.
@@ -41,14 +93,19 @@ def flatten_base(base: Tensor | None, like: Tensor, context: Context) -> Tensor:
     return _flat(base, like, context)
 
 
-def _flat(tensor: Tensor, like: Tensor, context: Context) -> Tensor:
-    if tensor.dtype != torch.float32:
-        raise SourceError(f"{context.name}: kernels take float32, got {tensor.dtype}; convert the tensor first")
+def _flat(tensor: Tensor, like: Tensor, context: Context) -> Flat:
+    if tensor.dtype not in _STORED:
+        raise SourceError(f"{context.name}: kernels take float32, bfloat16 or float16, got {tensor.dtype}")
     if tensor.shape != like.shape:
         raise SourceError(
             f"{context.name}: shapes {tuple(like.shape)} and {tuple(tensor.shape)} differ; align them first"
         )
-    return tensor.detach().contiguous().view(-1)
+    return Flat(tensor)
+
+
+def result_like(tensor: Tensor, context: Context) -> Tensor:
+    """Return the vector for a kernel to write its result into, span by span: uninitialised, in `context.dtype`."""
+    return torch.empty(tensor.numel(), dtype=context.dtype, device=tensor.device)
 
 
 def spans(numel: int, device: torch.device, multiple: int = 1) -> Iterator[tuple[int, int]]:

@@ -12,7 +12,17 @@ from torch import Tensor
 
 from evomerge.operators.kernels.combine import Sparsify, elected, l1_factor, summed
 from evomerge.operators.kernels.context import Context
-from evomerge.operators.kernels.inputs import active, flatten, flatten_base, normalized, number, numbers
+from evomerge.operators.kernels.inputs import (
+    Flat,
+    TaskVector,
+    active,
+    flatten,
+    flatten_base,
+    normalized,
+    number,
+    numbers,
+    result_like,
+)
 from evomerge.operators.kernels.masks import mask_key, uniform
 from evomerge.operators.kernels.selection import kth_largest_magnitude
 from evomerge.operators.metadata import Resolved
@@ -32,7 +42,8 @@ def breadcrumbs(
         SourceError: for a missing base, or tensors that do not fit each other.
     """
     flat, origin, keep, row = _banded(tensors, base, params, context)
-    return _linear(flat, origin, params, context, keep, None, row).view(tensors[0].shape)
+    out = result_like(tensors[0], context)
+    return _linear(flat, origin, params, context, keep, None, row, out).view(tensors[0].shape)
 
 
 def breadcrumbs_ties(
@@ -45,7 +56,8 @@ def breadcrumbs_ties(
     """
     flat, origin, keep, row = _banded(tensors, base, params, context)
     order = active(context, numbers(params, "weight"), numbers(params, "density"), numbers(params, "top"))
-    return elected(flat, origin, params, order, keep, multiple=row).view(tensors[0].shape)
+    out = result_like(tensors[0], context)
+    return elected(flat, origin, params, order, keep, out, multiple=row).view(tensors[0].shape)
 
 
 def della_linear(
@@ -63,7 +75,8 @@ def della_linear(
         SourceError: for a missing base, or tensors that do not fit each other.
     """
     flat, origin, drop, factors, row = _by_chance(tensors, base, params, context)
-    return _linear(flat, origin, params, context, drop, factors, row).view(tensors[0].shape)
+    out = result_like(tensors[0], context)
+    return _linear(flat, origin, params, context, drop, factors, row, out).view(tensors[0].shape)
 
 
 def della(tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context) -> Tensor:
@@ -74,26 +87,28 @@ def della(tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, R
     """
     flat, origin, drop, factors, row = _by_chance(tensors, base, params, context)
     order = active(context, numbers(params, "weight"), numbers(params, "density"), numbers(params, "epsilon"))
-    return elected(flat, origin, params, order, drop, factors=factors, multiple=row).view(tensors[0].shape)
+    out = result_like(tensors[0], context)
+    return elected(flat, origin, params, order, drop, out, factors=factors, multiple=row).view(tensors[0].shape)
 
 
 def _linear(
-    flat: Sequence[Tensor],
-    origin: Tensor,
+    flat: Sequence[Flat],
+    origin: Flat,
     params: Mapping[str, Resolved],
     context: Context,
     sparsify: Sparsify,
     factors: Mapping[int, float] | None,
     row: int,
+    out: Tensor,
 ) -> Tensor:
-    """Return θ_0 + λ Σ w_i·factor_i·τ̂_i."""
+    """Write to `out` θ_0 + λ Σ w_i·factor_i·τ̂_i."""
     weights = numbers(params, "weight")
     if params["normalize"]:
         weights = normalized(weights)
     scaled = [number(params, "scale") * weight for weight in weights]
     order = active(context, scaled, numbers(params, "density"))
     coefficients = {index: scaled[index] * (1.0 if factors is None else factors[index]) for index in order}
-    return summed(flat, origin, coefficients, sparsify, multiple=row)
+    return summed(flat, origin, coefficients, sparsify, out, multiple=row)
 
 
 def _row(tensor: Tensor) -> int:
@@ -102,7 +117,7 @@ def _row(tensor: Tensor) -> int:
 
 def _banded(
     tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context
-) -> tuple[list[Tensor], Tensor, Sparsify, int]:
+) -> tuple[list[Flat], Flat, Sparsify, int]:
     """Return flat inputs and the function that keeps a band of magnitudes."""
     flat = flatten(tensors, context)
     origin = flatten_base(base, tensors[0], context)
@@ -119,7 +134,7 @@ def _banded(
             low, high = _of_rows(size, last), _of_rows(size, first)
             return matrix.masked_fill_((size < low) | (size > high), 0.0).view(-1)
         if index not in limits:
-            whole = flat[index] - origin
+            whole = TaskVector(flat[index], origin)[:]
             limits[index] = kth_largest_magnitude(whole, last), kth_largest_magnitude(whole, first)
         low_limit, high_limit = limits[index]
         size = delta.abs()
@@ -142,7 +157,7 @@ def _of_rows(size: Tensor, rank: int) -> Tensor:
 
 def _by_chance(
     tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context
-) -> tuple[list[Tensor], Tensor, Sparsify, dict[int, float], int]:
+) -> tuple[list[Flat], Flat, Sparsify, dict[int, float], int]:
     """Return flat inputs, the function that drops entries by chance, each source's factor, and the row's length."""
     flat = flatten(tensors, context)
     origin = flatten_base(base, tensors[0], context)

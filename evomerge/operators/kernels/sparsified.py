@@ -13,12 +13,15 @@ from evomerge.errors import NotBuiltError
 from evomerge.operators.kernels.combine import Sparsify, elected, l1_factor, summed
 from evomerge.operators.kernels.context import Context
 from evomerge.operators.kernels.inputs import (
+    Flat,
+    TaskVector,
     active,
     flatten,
     flatten_base,
     normalized,
     number,
     numbers,
+    result_like,
     spans,
 )
 from evomerge.operators.kernels.masks import keep_mask, mask_key
@@ -65,11 +68,11 @@ def ties(tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Re
             return matrix.masked_fill_(matrix.abs() < row_thresholds(matrix, densities[index]), 0.0).view(-1)
         return delta.masked_fill_(delta.abs() < limits[index], 0.0)
 
-    out = elected(flat, origin, params, order, trim, multiple=row)
+    out = elected(flat, origin, params, order, trim, result_like(tensors[0], context), multiple=row)
     return out.view(tensors[0].shape)
 
 
-def _limit(flat: Tensor, origin: Tensor, density: float, index: int, scope: str, context: Context) -> float:
+def _limit(flat: Flat, origin: Flat, density: float, index: int, scope: str, context: Context) -> float:
     """Return the magnitude from which an entry of a task vector is kept."""
     if scope == "global":
         if context.threshold is None:
@@ -79,7 +82,7 @@ def _limit(flat: Tensor, origin: Tensor, density: float, index: int, scope: str,
             )
         return context.threshold(index, density)
     if 0 < flat.numel() <= SMALL:
-        return kth_largest_magnitude(flat - origin, kept_count(flat.numel(), density))
+        return kth_largest_magnitude(TaskVector(flat, origin)[:], kept_count(flat.numel(), density))
     # Span by span: a large task vector never stands in memory as a whole.
     return stream_threshold(
         lambda: (flat[start:stop] - origin[start:stop] for start, stop in spans(flat.numel(), flat.device)),
@@ -108,7 +111,7 @@ def dare_linear(
     order = active(context, [scale * weight for weight in weights], densities)
     drop, factors = _dropping(flat, origin, params, order, context)
     coefficients = {index: scale * weights[index] * factors[index] for index in order}
-    return summed(flat, origin, coefficients, drop).view(tensors[0].shape)
+    return summed(flat, origin, coefficients, drop, result_like(tensors[0], context)).view(tensors[0].shape)
 
 
 def dare_ties(
@@ -123,12 +126,13 @@ def dare_ties(
     origin = flatten_base(base, tensors[0], context)
     order = active(context, numbers(params, "weight"), numbers(params, "density"))
     drop, factors = _dropping(flat, origin, params, order, context)
-    return elected(flat, origin, params, order, drop, factors=factors).view(tensors[0].shape)
+    out = result_like(tensors[0], context)
+    return elected(flat, origin, params, order, drop, out, factors=factors).view(tensors[0].shape)
 
 
 def _dropping(
-    flat: Sequence[Tensor],
-    origin: Tensor,
+    flat: Sequence[Flat],
+    origin: Flat,
     params: Mapping[str, Resolved],
     order: Sequence[int],
     context: Context,

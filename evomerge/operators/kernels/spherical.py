@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from evomerge.operators.kernels.context import Context
-from evomerge.operators.kernels.inputs import flatten, flatten_base, number, spans
+from evomerge.operators.kernels.inputs import Vector, flatten, flatten_base, number, result_like, spans
 from evomerge.operators.metadata import Resolved
 
 SMALLEST_SINE = 1e-6
@@ -20,15 +19,15 @@ SMALLEST_SINE = 1e-6
 directions)."""
 
 
-def angle(a: Tensor, b: Tensor) -> float | None:
+def angle(a: Vector, b: Vector) -> float | None:
     """Return the angle in radians between two vectors, in float64, or None if one of them is zero.
 
     2·atan2(|â - b̂|, |â + b̂|) keeps its relative precision for small angles, where arccos of the dot product
     has none: models tuned from one base differ by about 0.01 rad.
 
     Args:
-        a: float32, one dimension.
-        b: the same.
+        a: one vector.
+        b: another of that length.
     """
     norm_a, norm_b = _norm(a), _norm(b)
     if norm_a == 0 or norm_b == 0:
@@ -42,22 +41,22 @@ def angle(a: Tensor, b: Tensor) -> float | None:
     return 2 * math.atan2(math.sqrt(apart), math.sqrt(together))
 
 
-def _norm(vector: Tensor) -> float:
+def _norm(vector: Vector) -> float:
     total = 0.0
     for start, stop in spans(vector.numel(), vector.device):
         total += float(vector[start:stop].double().square().sum())
     return math.sqrt(total)
 
 
-def coefficients(a: Tensor, b: Tensor, t: float) -> tuple[float, float]:
+def coefficients(a: Vector, b: Vector, t: float) -> tuple[float, float]:
     """Return (c_a, c_b) so that c_a·a + c_b·b is the point at `t` on the arc from a to b.
 
     Linear interpolation (1 - t, t) stands in where a vector is zero or sin φ < 1e-6: there the arc is the
     chord to 12 digits, or, between opposite tensors, is not unique, and t = 1/2 gives about 0.
 
     Args:
-        a: float32, one dimension.
-        b: the same.
+        a: one vector.
+        b: another of that length.
         t: 0 to 1.
     """
     phi = angle(a, b)
@@ -80,8 +79,7 @@ def slerp(tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, R
     other = flatten(tensors, context)[0]
     origin = flatten_base(base, tensors[0], context)
     of_base, of_other = coefficients(origin, other, number(params, "t"))
-    out = torch.empty_like(origin)
+    out = result_like(tensors[0], context)
     for start, stop in spans(out.numel(), out.device):
-        torch.mul(origin[start:stop], of_base, out=out[start:stop])
-        out[start:stop].add_(other[start:stop], alpha=of_other)
+        out[start:stop] = (origin[start:stop] * of_base).add_(other[start:stop], alpha=of_other)
     return out.view(tensors[0].shape)

@@ -18,6 +18,7 @@ from evomerge.operators.kernels.inputs import (
     normalized,
     number,
     numbers,
+    result_like,
     spans,
 )
 from evomerge.operators.metadata import Resolved
@@ -43,11 +44,12 @@ def linear(
     if params["normalize"]:
         weights = normalized(weights)
     order = active(context, weights)
-    out = torch.zeros_like(flat[0])
+    out = result_like(tensors[0], context)
     for start, stop in spans(out.numel(), out.device):
-        chunk = out[start:stop]
+        total = torch.zeros(stop - start, device=out.device)
         for index in order:
-            chunk.add_(flat[index][start:stop], alpha=weights[index])
+            total.add_(flat[index][start:stop], alpha=weights[index])
+        out[start:stop] = total
     return out.view(tensors[0].shape)
 
 
@@ -69,14 +71,15 @@ def task_arithmetic(
     scale = number(params, "scale")
     factors = [scale * weight for weight in weights]
     order = active(context, factors)
-    out = origin.clone()
-    if not order:
-        return out.view(tensors[0].shape)
+    out = result_like(tensors[0], context)
     for start, stop in spans(out.numel(), out.device):
         root = origin[start:stop]
+        if not order:
+            out[start:stop] = root
+            continue
         total = torch.zeros_like(root)
         for index in order:
             # τ_i first: adding θ_i and subtracting Σ w_i θ_0 afterwards would cancel badly.
             total.add_(flat[index][start:stop] - root, alpha=factors[index])
-        out[start:stop].add_(total)
+        out[start:stop] = total.add_(root)
     return out.view(tensors[0].shape)
