@@ -12,14 +12,16 @@ from evomerge.merging.passthrough import to_mergekit_passthrough
 from evomerge.merging.plan import MergePlan, PlannedTensor, plan
 from evomerge.merging.progress import MergeProgress, terminal_progress
 from evomerge.merging.routes import Hop, Route
-from evomerge.merging.slots import lay_in_slots
+from evomerge.merging.slots import Frame, Kind, needed_slots, own_slots, seat, slots_config, widened
 from evomerge.merging.sources import Sources
 from evomerge.merging.statistics import Statistics
 
 __all__ = [
     "DTYPES",
     "BuildReport",
+    "Frame",
     "Hop",
+    "Kind",
     "LoraAdapter",
     "MergePlan",
     "MergeProgress",
@@ -32,13 +34,17 @@ __all__ = [
     "as_adapter",
     "build",
     "build_adapter",
-    "lay_in_slots",
     "make_tensor",
     "materialise",
     "merge",
+    "needed_slots",
     "open_sources",
+    "own_slots",
     "plan",
     "portable_recipe",
+    "seat",
+    "slots_config",
     "terminal_progress",
     "to_mergekit_passthrough",
+    "widened",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from evomerge.checkpoints import check_layers_fit, output_config, routed_config
@@ -111,18 +111,6 @@ def _check_blended(index: int, hop: Hop, alias: str, taken: int, sources: Source
             f"layers[{index}].take: layer {hop.take[hop.lead]} of {hop.lead!r} is of another kind than layer {taken} "
             f"of {alias!r} ({kind} against {other}); blend layers of one kind"
         )
-
-
-def in_slots(route: Route, num_slots: int) -> Route:
-    """Append hops that add nothing to the stream, up to a number of layers.
-
-    Args:
-        route: from `read_route`.
-        num_slots: layers of the result, at least those of the route.
-    """
-    last = route.hops[-1]
-    idle = (replace(last, is_idle=True),) * (num_slots - len(route.hops))
-    return Route((*route.hops, *idle), is_moved=route.is_moved or bool(idle))
 
 
 def route_config(recipe: Recipe, sources: Sources, route: Route) -> dict[str, Any]:

@@ -90,11 +90,14 @@ def blend(
     aliases: Sequence[str] = "abc",
     seed: int = 0,
     name: str = "layer.weight",
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Complete the settings and call the kernel."""
     used = list(aliases)[: len(tensors)]
     params = case.spec.complete(case.settings if settings is None else settings, used)
-    context = Context(name=name, seed=seed, source_ids=tuple(used), threshold=lambda _index, _density: 1.0)
+    context = Context(
+        name=name, seed=seed, source_ids=tuple(used), dtype=dtype, threshold=lambda _index, _density: 1.0
+    )
     return load(case.spec)(tensors, base if case.spec.base == "required" else None, params, context)
 
 
@@ -139,6 +142,16 @@ class OperatorContract:
         strided = [tensor.t() for tensor in sample.tensors]
         expected = blend(case, [tensor.contiguous() for tensor in strided], sample.base.t().contiguous())
         _same(blend(case, strided, sample.base.t()), expected, "strides changed the result")
+
+    def test_stored_dtypes_are_read_exactly_and_the_result_is_rounded_once(self, case: OperatorCase) -> None:
+        """bfloat16 inputs blend as their float32 values do, and a bfloat16 result is the float32 one, rounded."""
+        sample = draw((30, 40), case.count)
+        tensors, base = [tensor.bfloat16() for tensor in sample.tensors], sample.base.bfloat16()
+        expected = blend(case, [tensor.float() for tensor in tensors], base.float())
+        _same(blend(case, tensors, base), expected, "inputs are not computed with in float32")
+        rounded = blend(case, tensors, base, dtype=torch.bfloat16)
+        _require(rounded.dtype == torch.bfloat16, f"dtype {rounded.dtype}, not bfloat16")
+        _same(rounded, expected.bfloat16(), "the result is not the float32 one, rounded once")
 
     def test_repeats_bit_for_bit(self, case: OperatorCase) -> None:
         """The same call gives the same bits, whatever the state of torch's own generator."""

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from evomerge.checkpoints import FAMILIES
-from evomerge.errors import ConfigError, NotBuiltError
-from evomerge.merging import MergePlan, build, lay_in_slots, materialise, open_sources, plan
+from evomerge.errors import NotBuiltError
+from evomerge.merging import MergePlan, build, materialise, needed_slots, open_sources, plan, seat
 from evomerge.recipe import Recipe
 from tests.merging.hops import SETTINGS, Hops, hop_by_hop, load, logits, random_hops, tokens, write_tiny
 
@@ -57,6 +57,14 @@ def write_double(merge: MergePlan, folder: Path) -> Path:
     return folder
 
 
+def in_slots(merge: MergePlan, num_slots: int) -> MergePlan:
+    """Lay a merge into a model of more layers, all behind the last one of its kind."""
+    kinds = needed_slots(merge)
+    seated = seat(merge, (*kinds, *kinds[-1:] * (num_slots - len(kinds))))
+    assert seated is not None
+    return seated
+
+
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max())
 
@@ -83,7 +91,7 @@ def test_an_export_computes_its_hops(kind: str, tied: bool, tmp_path: Path) -> N
     assert expected.std() > 0.05
     found = logits(load(write_double(merge, tmp_path / "out")))
     assert difference(found, expected) <= EXACT
-    slots = logits(load(write_double(lay_in_slots(merge, 8), tmp_path / "slots")))
+    slots = logits(load(write_double(in_slots(merge, 8), tmp_path / "slots")))
     assert difference(slots, found) <= 1e-12
 
 
@@ -196,7 +204,7 @@ class TestSlots:
     def test_a_merge_layer_by_layer_fits_too(self, llamas: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
         folder, folders = llamas
         recipe = Recipe.from_mapping({"recipe": 1, "sources": {"a": {"model": "a"}}, "dtype": "float32"})
-        merge = lay_in_slots(plan(recipe, open_sources(recipe, folder)), 5)
+        merge = in_slots(plan(recipe, open_sources(recipe, folder)), 5)
 
         assert merge.config()["num_hidden_layers"] == 5
         assert difference(logits(load(write_double(merge, tmp_path / "out"))), logits(load(folders["a"]))) == 0
@@ -204,23 +212,11 @@ class TestSlots:
     def test_idle_layers_add_exactly_nothing_in_any_dtype(self, llamas: tuple[Path, dict[str, Path]]) -> None:
         folder, _ = llamas
         recipe = route_recipe([("a", 0, 0.7)], dtype="bfloat16")
-        found = dict(materialise(lay_in_slots(plan(recipe, open_sources(recipe, folder)), 2)))
+        found = dict(materialise(in_slots(plan(recipe, open_sources(recipe, folder)), 2)))
 
         for part in ("self_attn.o_proj", "mlp.down_proj"):
             assert not found[f"model.layers.1.{part}.weight"].any()
             assert not found[f"model.layers.1.{part}.bias"].any()
-
-    def test_as_many_hops_as_slots_change_nothing(self, llamas: tuple[Path, dict[str, Path]]) -> None:
-        folder, _ = llamas
-        recipe = route_recipe([("a", 0, 0.7), ("b", 1, 1.0)])
-        merge = plan(recipe, open_sources(recipe, folder))
-        assert lay_in_slots(merge, 2) is merge
-
-    def test_too_many_hops(self, llamas: tuple[Path, dict[str, Path]]) -> None:
-        folder, _ = llamas
-        recipe = route_recipe([("a", 0, 0.7), ("b", 1, 1.0)])
-        with pytest.raises(ConfigError, match="a route of 2 layers does not fit into 1 slots"):
-            lay_in_slots(plan(recipe, open_sources(recipe, folder)), 1)
 
 
 def test_norms_without_weights_have_no_sign_to_take(tmp_path: Path) -> None:

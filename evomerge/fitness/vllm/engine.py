@@ -23,10 +23,21 @@ from evomerge.fitness.vllm.canary import TOLERANCE, Answers, Canary, ask
 from evomerge.fitness.vllm.keeping import serves
 from evomerge.fitness.vllm.memory import plan_worker
 from evomerge.fitness.vllm.options import engine_args
-from evomerge.fitness.vllm.slots import Frame, Kind, needed_slots, own_slots, seat, slots_config, widened
 from evomerge.fitness.vllm.startup import prepare
 from evomerge.fitness.vllm.warm import WarmLLM
-from evomerge.merging import MergePlan, Sources, open_sources, plan
+from evomerge.merging import (
+    Frame,
+    Kind,
+    MergePlan,
+    Sources,
+    needed_slots,
+    open_sources,
+    own_slots,
+    plan,
+    seat,
+    slots_config,
+    widened,
+)
 from evomerge.merging.opening import assets_source
 from evomerge.recipe import Recipe
 

@@ -18,9 +18,8 @@ from evomerge.fitness.vllm.fingerprints import Fingerprints
 from evomerge.fitness.vllm.keeping import open_kept
 from evomerge.fitness.vllm.reload import Reloader
 from evomerge.fitness.vllm.residency import Where
-from evomerge.fitness.vllm.slots import Kind, seat
 from evomerge.fitness.vllm.windows import Window, is_elementwise, make_window
-from evomerge.merging import MergePlan, PlannedTensor, make_tensor, plan
+from evomerge.merging import Kind, MergePlan, PlannedTensor, make_tensor, plan, seat
 from evomerge.recipe import Recipe
 
 

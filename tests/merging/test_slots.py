@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge.fitness.vllm.slots import Frame, joined, needed_slots, own_slots, seat, slots_config, widened
 from evomerge.merging import MergePlan, materialise, open_sources, plan
+from evomerge.merging.slots import Frame, joined, needed_slots, own_slots, seat, slots_config, widened
 from evomerge.recipe import Recipe
 from tests.merging.hops import write_tiny
 
