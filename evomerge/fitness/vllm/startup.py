@@ -133,6 +133,18 @@ def explain(error: BaseException, config: EngineConfig) -> EvomergeError:
     return EvaluationError(f"vLLM did not start ({type(error).__name__}: {_words(text, None)})")
 
 
+def explain_running(text: str, config: EngineConfig) -> EvaluationError:
+    """Return what a failure of a running vLLM means.
+
+    Args:
+        text: what failed, with the exception's type and words.
+        config: how vLLM was started.
+    """
+    if _MEMORY.search(text):
+        return _too_little_memory(text, config)
+    return EvaluationError(text)
+
+
 def _too_little_memory(text: str, config: EngineConfig) -> EvaluationError:
     vllm = installed()
     on_gpu = vllm is not None and vllm.build == "cuda"

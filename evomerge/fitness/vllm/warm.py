@@ -15,7 +15,7 @@ import torch
 from evomerge import errors
 from evomerge.errors import EvaluationError, EvomergeError, InfeasibleError
 from evomerge.fitness.config import EngineConfig
-from evomerge.fitness.vllm.startup import starting
+from evomerge.fitness.vllm.startup import explain_running, starting
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput, SamplingParams, TokensPrompt
@@ -114,8 +114,18 @@ class WarmLLM:
     def ask(
         self, prompts: Sequence[TokensPrompt], params: Sequence[SamplingParams], *, use_tqdm: bool = False
     ) -> list[RequestOutput]:
-        """Answer requests with whatever weights there are."""
-        return list(self._running().generate(list(prompts), list(params), use_tqdm=use_tqdm))
+        """Answer requests with whatever weights there are.
+
+        Raises:
+            EvaluationError: when vLLM fails at it, for instance for want of memory; it is stopped then.
+        """
+        try:
+            return list(self._running().generate(list(prompts), list(params), use_tqdm=use_tqdm))
+        except EvomergeError:
+            raise
+        except Exception as error:
+            self.stop()
+            raise explain_running(f"answering failed with {_told(error)}", self._config) from error
 
     def order(self, method: str, *arguments: object) -> list[dict[str, Any]]:
         """Have every worker do something that `MergeExtension` can.
@@ -132,13 +142,14 @@ class WarmLLM:
         except EvomergeError:
             raise
         except Exception as error:
-            text = " ".join(str(error).split())[:300]
-            raise EvaluationError(f"a worker of vLLM failed with {type(error).__name__}: {text}") from error
+            raise explain_running(f"a worker of vLLM failed with {_told(error)}", self._config) from error
         failed = [answer for answer in answers if "error" in answer]
         if failed:
             kinds = {answer["error"] for answer in failed}
             agreed = len(kinds) == 1 and (len(failed) == len(answers) or kinds == {InfeasibleError.__name__})
             kind = getattr(errors, failed[0]["error"]) if agreed else EvaluationError
+            if kind is EvaluationError:
+                raise explain_running(failed[0]["text"], self._config)
             raise kind(failed[0]["text"])
         return answers
 
@@ -159,6 +170,10 @@ class WarmLLM:
         if self._llm is None:
             raise EvaluationError("vLLM has been stopped")
         return self._llm
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 @contextmanager

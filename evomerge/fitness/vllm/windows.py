@@ -18,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from evomerge import operators
 from evomerge.merging import MergePlan, PlannedTensor, Sources, make_tensor
+from evomerge.operators.kernels.context import Statistic
+from evomerge.operators.metadata import StatisticKind
 
 Window = tuple[int, int, int]
 """Dimension, start and length."""
@@ -110,6 +112,9 @@ class _Windowed:
 
     def working(self, alias: str, name: str, device: str | None = None) -> Tensor:
         return self._sources.working(alias, name, device, window=self._window)
+
+    def measured(self, alias: str, kind: StatisticKind, name: str, device: str | None = None) -> Statistic | None:
+        return self._sources.measured(alias, kind, name, device, window=self._window)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sources, name)

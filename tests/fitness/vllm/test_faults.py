@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from evomerge.errors import EvaluationError
@@ -115,6 +116,29 @@ def test_a_loader_that_drops_a_tensor(warm: VllmEngine, next_one: Recipe, monkey
 
     monkeypatch.setattr(runner, "reload_weights", without)
     refused(warm, next_one, "did not load tensor 'model.layers.1.mlp.up_proj.weight'")
+
+
+def out_of_memory(*_args: Any, **_options: Any) -> Any:
+    """Have torch itself run out of memory."""
+    return torch.empty(1 << 50)
+
+
+def test_a_merge_that_runs_out_of_memory(warm: VllmEngine, next_one: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evomerge.fitness.vllm.merger.make_tensor", out_of_memory)
+    refused(warm, next_one, "vLLM has too little memory .* use fewer workers on this machine")
+
+
+def test_a_request_that_runs_out_of_memory(
+    warm: VllmEngine, zoo_recipe: ZooRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM is no more to be trusted after that: the same candidate, loaded again, gets another one."""
+    with monkeypatch.context() as patch:
+        patch.setattr(merger(warm)._reloader._model, "forward", out_of_memory)
+        with pytest.raises(EvaluationError, match="vLLM has too little memory"):
+            likelihoods(warm)
+    assert not warm._warm.runs
+    warm.load(zoo_recipe(math=0.4, letters=0.3))
+    assert likelihoods(warm)
 
 
 def test_outputs_that_carry_another_version(
