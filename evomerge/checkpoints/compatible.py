@@ -41,20 +41,20 @@ def check_compatible(
         if alias == reference:
             continue
         _check_sizes(reference, models[reference], alias, model, any_depth=any_depth)
+        if same_tokenizer:
+            check_same_tokenizer(reference, models[reference].folder, alias, model.folder)
+        _check_vocabularies(reference, models[reference], alias, model)
         if models[reference].layout.num_layers == model.layout.num_layers:
             _check_tensors(reference, models[reference], alias, model)
         else:
             _check_depths(reference, models[reference], alias, model)
         _check_heads(reference, models[reference], alias, model)
-        if same_tokenizer:
-            check_same_tokenizer(reference, models[reference].folder, alias, model.folder)
 
 
 def _check_sizes(first: str, one: ModelSource, second: str, other: ModelSource, *, any_depth: bool) -> None:
     sizes = (
         ("layers", one.layout.num_layers, other.layout.num_layers),
         ("a hidden size of", one.layout.hidden_size, other.layout.hidden_size),
-        ("a vocabulary of", one.layout.vocab_size, other.layout.vocab_size),
     )
     for what, ours, theirs in sizes[any_depth:]:
         if ours != theirs:
@@ -65,6 +65,15 @@ def _check_sizes(first: str, one: ModelSource, second: str, other: ModelSource, 
                 f"sources {first!r} and {second!r} do not fit each other: {first!r} has {ours_text}, "
                 f"{second!r} has {theirs_text}; merge models of one architecture and size"
             )
+
+
+def _check_vocabularies(first: str, one: ModelSource, second: str, other: ModelSource) -> None:
+    ours, theirs = one.layout.vocab_size, other.layout.vocab_size
+    if ours != theirs:
+        raise SourceError(
+            f"sources {first!r} and {second!r} do not fit each other: {first!r} has a vocabulary of {ours}, {second!r} "
+            f"has a vocabulary of {theirs}; align the rows of their embeddings with `tokenizer: {{from: {first}}}`"
+        )
 
 
 def _check_heads(first: str, one: ModelSource, second: str, other: ModelSource) -> None:

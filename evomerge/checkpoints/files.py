@@ -15,7 +15,7 @@ from evomerge.checkpoints.types import TensorInfo
 from evomerge.errors import SourceError
 
 INDEX_NAME = "model.safetensors.index.json"
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -42,6 +42,7 @@ class _Slice(Protocol):
 
 class _Reader(Protocol):
     def keys(self) -> list[str]: ...
+    def metadata(self) -> dict[str, str] | None: ...
     def get_slice(self, name: str) -> _Slice: ...
     def get_tensor(self, name: str) -> Tensor: ...
 
@@ -53,11 +54,12 @@ class WeightFile:
         self.path = path
         try:
             self._reader = cast("_Reader", safe_open(path, framework="pt"))
+            self.metadata: Mapping[str, str] = self._reader.metadata() or {}
             slices = {name: self._reader.get_slice(name) for name in self._reader.keys()}  # noqa: SIM118  no mapping
             shapes = {name: (tuple(piece.get_shape()), piece.get_dtype()) for name, piece in slices.items()}
         except (SafetensorError, OSError, ValueError) as error:
             raise SourceError(_unreadable(path, error)) from None
-        self.infos = {name: TensorInfo(shape, _dtype(path, name, kind)) for name, (shape, kind) in shapes.items()}
+        self.infos = {name: TensorInfo(shape, stored_dtype(path, name, kind)) for name, (shape, kind) in shapes.items()}
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor that is a view of the mapped file.
@@ -71,7 +73,12 @@ class WeightFile:
             raise SourceError(_unreadable(self.path, error)) from None
 
 
-def _dtype(path: Path, name: str, kind: str) -> torch.dtype:
+def stored_dtype(path: Path, name: str, kind: str) -> torch.dtype:
+    """Return the dtype that a header names.
+
+    Raises:
+        SourceError: for one that cannot be merged.
+    """
     if kind not in _DTYPES:
         raise SourceError(
             f"{path}: tensor {name!r} is stored as {kind}, which cannot be merged; "
@@ -111,6 +118,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the `config.json` of a checkpoint that can be merged.
+
+    Raises:
+        SourceError: when it is missing or invalid, or says that the weights are quantised.
+    """
+    config = read_json(folder / "config.json")
+    if config.get("quantization_config"):
+        raise SourceError(f"{folder}: quantised weights cannot be merged; use the unquantised checkpoint")
+    return config
+
+
 def open_weights(folder: Path) -> dict[str, WeightFile]:
     """Open all weights of a folder: tensor name -> the file that holds it.
 
@@ -136,7 +155,7 @@ def open_weights(folder: Path) -> dict[str, WeightFile]:
 
 
 def _no_weights(folder: Path) -> str:
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
     if (folder / "adapter_model.safetensors").exists():
         return f"{folder}: an adapter, not a model; name its model as `model` and this folder as `adapter`"
     if pickled:

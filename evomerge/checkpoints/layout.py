@@ -21,7 +21,9 @@ Module = Literal["attention", "mlp", "other", "embeddings", "head"]
 _BLOCK = re.compile(r"^(?P<stack>(?:.*?\.)?(?:layers|h|blocks|block|layer))\.(?P<index>\d+)\.(?P<rest>.+)$")
 _NORM = re.compile(r"norm|^ln(_|\d|$)")
 _ATTENTION = re.compile(r"attn|attention")
-_MLP = re.compile(r"^(mlp|ffn?|feed_?forward|experts?|shared_experts?|.*moe|fc\d*|dense(relu.*|_.*h)|intermediate)$")
+_MLP = re.compile(
+    r"^(mlp|ffn?|feed_?forward|experts?|shared_experts?|.*moe|fc\d*|dense(relu.*|_.*h)|intermediate|output)$"
+)
 _EMBEDDING = re.compile(r"^(wte|wpe|shared)$|embed")
 _INPUT_EMBEDDING = re.compile(r"^(embed_tokens|wte|word_embeddings|tok_embeddings|embed_in|shared|embeddings)$")
 _HEAD = re.compile(r"^(lm_head|embed_out|output|score|classifier)$|head$")

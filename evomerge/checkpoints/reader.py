@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from evomerge.checkpoints.digests import content_hash, file_digests
-from evomerge.checkpoints.files import WeightFile, open_weights, read_json
+from evomerge.checkpoints.files import WeightFile, open_weights, read_config
 from evomerge.checkpoints.layout import Layout
 from evomerge.checkpoints.types import TensorInfo, TensorSource
 from evomerge.errors import SourceError
@@ -31,8 +32,10 @@ class Checkpoint:
         self.config = MappingProxyType(dict(config))
         infos = {name: weights[name].infos[name] for name in sorted(weights)}
         self.layout = Layout(infos, config, str(folder))
-        self.tied: Mapping[str, str] = MappingProxyType(_tied(config, self.layout, weights))
-        self._weights = {name: weights[name] for name in infos if name not in self.tied}
+        self._weights = {name: weights[name] for name in infos}
+        self.tied: Mapping[str, str] = MappingProxyType(self._find_tied())
+        for head in self.tied:
+            self._weights.pop(head, None)
         self._infos = {name: infos[name] for name in self._weights}
         self._names = tuple(self._weights)
 
@@ -62,6 +65,18 @@ class Checkpoint:
         """
         return self._weights[name].tensor(name)
 
+    def _find_tied(self) -> dict[str, str]:
+        text, embedding = self.config.get("text_config"), self.layout.embedding
+        sections = [self.config, text] if isinstance(text, Mapping) else [self.config]
+        if embedding is None or not any(section.get("tie_word_embeddings") is True for section in sections):
+            return {}
+        head = next((name for name in _HEADS if name in self._weights), _HEADS[0])
+        # transformers does not tie two stored tensors that differ, whatever the configuration says.
+        return {} if head in self._weights and not self._equal(head, embedding) else {head: embedding}
+
+    def _equal(self, one: str, other: str) -> bool:
+        return torch.equal(self.tensor(one), self.tensor(other))
+
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 (hex) of the configuration and of every tensor; independent of sharding and place."""
@@ -70,20 +85,6 @@ class Checkpoint:
         return content_hash(
             self.config, self._infos, {name: digests[file.path][name] for name, file in self._weights.items()}
         )
-
-
-def _tied(config: Mapping[str, Any], layout: Layout, weights: Mapping[str, WeightFile]) -> dict[str, str]:
-    text = config.get("text_config")
-    sections = [config, text] if isinstance(text, Mapping) else [config]
-    if layout.embedding is None or not any(section.get("tie_word_embeddings") is True for section in sections):
-        return {}
-    head = next((name for name in _HEADS if name in weights), _HEADS[0])
-    if head in weights:
-        own, other = weights[head].tensor(head), weights[layout.embedding].tensor(layout.embedding)
-        # transformers does not tie two stored tensors that differ, whatever the configuration says.
-        if not torch.equal(own, other):
-            return {}
-    return {head: layout.embedding}
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -97,17 +98,17 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             fit its shards, a missing or invalid `config.json`, quantised weights, or missing layers.
     """
     weights = open_weights(folder)
-    config = read_json(folder / "config.json")
-    if config.get("quantization_config"):
-        raise SourceError(f"{folder}: quantised weights cannot be merged; use the unquantised checkpoint")
-    return Checkpoint(folder, config, weights)
+    return Checkpoint(folder, read_config(folder), weights)
 
 
 def is_finite(tensor: Tensor) -> bool:
     """Tell whether a tensor has neither NaN nor infinity."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
-    low, high = torch.aminmax(tensor)  # one pass and no temporary; NaN and infinity come through
+    # NaN and infinity come through a sum, the quickest pass of all; finite values may still overflow in it.
+    if math.isfinite(tensor.sum()):
+        return True
+    low, high = torch.aminmax(tensor)
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from evomerge.documents import did_you_mean
 from evomerge.errors import SourceError
 
+Kind = Literal["model", "adapter"]
+AnswerT = TypeVar("AnswerT")
 ZOO = "zoo:"
 _ZOO_ROOT = Path(__file__).resolve().parent.parent / "demo" / "models"
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -55,14 +58,24 @@ def resolve_adapter(adapter: str, revision: str | None, base_dir: Path) -> Path:
     return _resolve("adapter", adapter, revision, base_dir)
 
 
-def _resolve(kind: Literal["model", "adapter"], word: str, revision: str | None, base_dir: Path) -> Path:
+def _resolve(kind: Kind, word: str, revision: str | None, base_dir: Path) -> Path:
+    folder = find_local(kind, word, revision, base_dir)
+    return _download(kind, word, revision) if folder is None else folder
+
+
+def find_local(kind: Kind, word: str, revision: str | None, base_dir: Path) -> Path | None:
+    """Return the folder of an embedded or local model or adapter; None: the word is a hub id.
+
+    Raises:
+        SourceError: when it is neither, or a folder is given a revision.
+    """
     folder = local_folder(word, base_dir, kind)
     if folder is not None:
         if revision is not None:
             raise SourceError(f"{kind} {word!r}: only a hub id has a revision; leave it out")
         return folder
     if _HUB_ID.fullmatch(word):
-        return _download(kind, word, revision)
+        return None
     looked = "" if Path(word).is_absolute() else f" (looked in {base_dir})"
     embedded = f"; embedded models are written `{ZOO}NAME`" if kind == "model" else "; check its spelling"
     raise SourceError(f"{kind} {word!r}: no such folder{looked}, and not a hub id `org/name`{embedded}")
@@ -89,15 +102,30 @@ def local_folder(model: str, base_dir: Path, kind: str = "model") -> Path | None
     return path if is_folder else None
 
 
-def _download(kind: Literal["model", "adapter"], repo_id: str, revision: str | None) -> Path:
-    from huggingface_hub import errors, snapshot_download
+def _download(kind: Kind, repo_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted, unwanted = (_WANTED, _UNWANTED) if kind == "model" else (_WANTED_OF_ADAPTERS, ())
+
+    def ask() -> str:
+        return snapshot_download(
+            repo_id, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(unwanted)
+        )
+
+    return Path(on_hub(kind, repo_id, revision, ask))
+
+
+def on_hub(kind: Kind, repo_id: str, revision: str | None, ask: Callable[[], AnswerT]) -> AnswerT:
+    """Ask the hub, and turn whatever goes wrong into one sentence.
+
+    Raises:
+        SourceError: when there is no such repository or revision, or it cannot be reached or read.
+    """
+    from huggingface_hub import errors
 
     at = f" at revision {revision!r}" if revision else ""
-    wanted, unwanted = (_WANTED, _UNWANTED) if kind == "model" else (_WANTED_OF_ADAPTERS, ())
     try:
-        return Path(
-            snapshot_download(repo_id, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(unwanted))
-        )
+        return ask()
     except errors.GatedRepoError:
         reason = "access is restricted; accept its terms on the hub and log in with `hf auth login`"
     except errors.RevisionNotFoundError:

@@ -61,7 +61,8 @@ def check_same_tokenizer(alias: str, folder: Path, other_alias: str, other_folde
     more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
     raise SourceError(
         f"the tokenizers of {alias!r} and {other_alias!r} differ: {examples}{more}; "
-        f"merge models of one tokenizer, or write `tokenizer: {{from: {alias}}}` if the rows mean the same"
+        f"say what becomes of them: `tokenizer: {{from: {alias}}}` keeps the tokens of one source, "
+        f"`{{union: [{alias}, {other_alias}]}}` those of both"
     )
 
 

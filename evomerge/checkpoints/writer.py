@@ -29,6 +29,8 @@ from evomerge.errors import ConfigError, StorageError
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 """Largest shard unless told otherwise, as transformers has it."""
+_LARGE = 1 << 20
+"""Bytes from which a tensor is put on the disk by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,7 @@ class CheckpointWriter:
             file = self._open(shard)
             file.seek(shard.offsets[name])
             file.write(tensor_bytes(tensor.detach().cpu()))
+            _start_writing_back(file, shard.offsets[name], info.num_bytes)
             self._left[shard.name] -= 1
             if not self._left[shard.name]:
                 self._close(shard)
@@ -269,6 +272,13 @@ def _layout_shard(file_name: str, names: Iterable[str], infos: Mapping[str, Tens
     text += b" " * (-len(text) % 8)
     header = struct.pack("<Q", len(text)) + text
     return _Shard(file_name, header, {name: len(header) + start for name, start in starts.items()})
+
+
+def _start_writing_back(file: BinaryIO, start: int, length: int) -> None:
+    """Let the system put a part on the disk now, while the next is made, rather than all of it in the last sync."""
+    if length >= _LARGE and hasattr(os, "posix_fadvise"):
+        file.flush()
+        os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_DONTNEED)
 
 
 def _umask() -> int:

@@ -17,16 +17,19 @@ from evomerge.errors import EvomergeError
 
 _COMMANDS = {
     "demo": ("evomerge.cli.search", "The main job on the embedded models, from nothing to an exported model."),
-    "check": ("evomerge.cli.search", "Say everything that can be known before a search starts."),
+    "check": ("evomerge.cli.check", "Say everything that can be known of a search or a merge before it starts."),
     "run": ("evomerge.cli.search", "Start a search."),
     "resume": ("evomerge.cli.search", "Continue a search from its journal alone."),
+    "submit": ("evomerge.cli.submit", "Run a search as a Ray Job on a cluster; again, find or continue it."),
     "status": ("evomerge.cli.read", "Where a run stands."),
     "watch": ("evomerge.cli.read", "A live view of a run; viewing never resumes it."),
     "pareto": ("evomerge.cli.read", "The Pareto front of a run."),
     "show": ("evomerge.cli.read", "One candidate: recipe, scores, parents."),
     "verify": ("evomerge.cli.read", "Replay a run and compare every candidate."),
     "export": ("evomerge.cli.build", "Write the best merge as a checkpoint or a recipe."),
-    "merge": ("evomerge.cli.build", "Build a model from a recipe."),
+    "merge": ("evomerge.cli.build", "Build a model from a recipe or a mergekit file."),
+    "stats": ("evomerge.cli.stats", "Measure a model on calibration texts, for methods that need it."),
+    "import": ("evomerge.cli.build", "Turn a file of mergekit or mergekit-evolve into a recipe or a search file."),
     "report": ("evomerge.cli.build", "Write a run as one self-contained HTML page."),
     "operators": ("evomerge.cli.read", "The merge methods and their parameters."),
     "catalog": ("evomerge.cli.read", "The ready search spaces, suites and cluster files."),
@@ -45,7 +48,7 @@ class _LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(_COMMANDS[cmd_name][0])
-        command = getattr(module, cmd_name)
+        command = getattr(module, "import_" if cmd_name == "import" else cmd_name)
         return command if isinstance(command, click.Command) else None
 
     def resolve_command(

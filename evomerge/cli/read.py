@@ -204,18 +204,17 @@ def verify(path: Path, *, as_json: bool) -> int:
 @json_option
 def operators(*, as_json: bool) -> int:
     """List the merge methods and their parameters."""
-    from dataclasses import asdict
-
     from evomerge.operators import specs
 
     if as_json:
-        print_json([asdict(spec) for spec in specs()])
+        print_json([spec.data() for spec in specs()])
         return 0
     for spec in specs():
         limits = f"{spec.min_sources}" if spec.min_sources == spec.max_sources else f"{spec.min_sources} or more"
         base = " beside the base" if spec.base == "required" else ""
+        needs = " Needs statistics of each source (evomerge stats)." if spec.needs else ""
         print_table(
-            f"{spec.name}: {spec.summary}\n  {spec.paper}. Sources: {limits}{base}. Scope: {spec.scope}.",
+            f"{spec.name}: {spec.summary}\n  {spec.paper}. Sources: {limits}{base}. Scope: {spec.scope}.{needs}",
             ("parameter", "allowed", "default", "searched", "each source"),
             (
                 (

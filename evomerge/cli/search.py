@@ -1,15 +1,14 @@
-"""Commands that search: demo, check, run, resume."""
+"""Commands that search: demo, run, resume."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 
-from evomerge.cli.output import INTERRUPTED, json_option, print_json, print_table, size
+from evomerge.cli.output import INTERRUPTED
 
 _set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one key of the search file."
@@ -32,53 +31,6 @@ def demo(out: Path | None, write_config: Path | None, *, plain: bool) -> int:
         click.echo(f"wrote {write_config}; start it with: evomerge run {write_config} --out RUN")
         return 0
     return run_demo(out, plain=plain or None)
-
-
-@click.command()
-@click.argument("config", type=click.Path(path_type=Path))
-@_set_option
-@json_option
-def check(config: Path, overrides: tuple[str, ...], *, as_json: bool) -> int:
-    """Say everything that can be known before CONFIG's search starts."""
-    from evomerge.run.load import load_config, located
-    from evomerge.run.preflight import preflight
-
-    resolved = load_config(config, overrides)
-    with located(config):
-        facts = preflight(resolved)
-    if as_json:
-        print_json(facts)
-        return 0
-    print_table(
-        "Sources",
-        ("alias", "model", "layers", "parameters", "licence", "content hash"),
-        (
-            (
-                alias,
-                row["model"],
-                str(row["layers"]),
-                f"{row['parameters']:,}",
-                row["license"] or "-",
-                row["content_hash"][:12],
-            )
-            for alias, row in facts["sources"].items()
-        ),
-        numbers_from=2,
-    )
-    click.echo(f"tasks: {', '.join(facts['tasks'])}")
-    click.echo(f"objectives: {', '.join(facts['objectives'])}")
-    click.echo(f"dimensions: {facts['dimensions']}")
-    _say_engine(facts["engine"])
-    click.echo("ready: this search can start")
-    return 0
-
-
-def _say_engine(engine: dict[str, Any]) -> None:
-    click.echo(f"engine: {engine['kind']} ({engine['reason']})")
-    if "sources" in engine:
-        click.echo(f"sources are kept in {engine['sources']}")
-        gpu = f"{size(engine['gpu_bytes'])} of each GPU and " if engine["gpu_bytes"] else ""
-        click.echo(f"peak memory of a worker, about: {gpu}{size(engine['host_bytes'])} of main memory")
 
 
 @click.command()

@@ -11,9 +11,12 @@ import json
 import random
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from evomerge.demo.skills import CROSS_DOMAIN, SKILLS, Item, Skill
+from evomerge.documents import did_you_mean
+from evomerge.errors import ConfigError
 
 TASKS: Mapping[str, Skill] = {**SKILLS, **CROSS_DOMAIN}
 """Every generative task, by name."""
@@ -74,6 +77,23 @@ def documents(skill: Skill, count: int, seed: int) -> list[Item]:
         if len(found) == count:
             return list(found.values())
     raise ValueError(f"{skill} has only about {len(found)} held-out prompts; {count} were asked for.")
+
+
+def training_texts(name: str, count: int, seed: int) -> list[str]:
+    """Draw questions with their answers, as the experts were trained on them; none of them is held out.
+
+    Args:
+        name: of a task.
+        count: how many.
+        seed: decides which.
+
+    Raises:
+        ConfigError: for an unknown task.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"no embedded task {name!r}{did_you_mean(name, TASKS)}")
+    rng = random.Random(f"training texts {seed} {name}")  # noqa: S311  (reproducible, not secret)
+    return [f"{item.prompt}{item.answer}" for item in islice(TASKS[name].items(rng, held_out=False), count)]
 
 
 def write_tasks(folder: Path, *, count: int = NUM_DOCUMENTS, seed: int = 0) -> None:

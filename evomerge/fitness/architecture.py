@@ -21,12 +21,13 @@ def build_model(folder: Path, config: EngineConfig, device: torch.device) -> Pre
     """Build the architecture of a checkpoint with memory for its weights, which are neither read nor drawn.
 
     Raises:
-        SourceError: when transformers cannot build it.
+        SourceError: when transformers cannot build it, or it generates no text.
     """
     from transformers import AutoConfig, GenerationConfig
 
     try:
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+        _check_generates(folder, settings)
         model = empty_model(settings, config)
     except (ValueError, ImportError, OSError) as error:
         raise SourceError(f"{folder}: transformers cannot build this model ({error})") from error
@@ -40,6 +41,19 @@ def build_model(folder: Path, config: EngineConfig, device: torch.device) -> Pre
         model.generation_config.max_new_tokens = None
     model.to(device)  # type: ignore[arg-type]
     return model
+
+
+def _check_generates(folder: Path, settings: PretrainedConfig) -> None:
+    """Refuse encoders and classifiers: the name of their class tells, where transformers knows it."""
+    import transformers
+
+    for name in settings.architectures or ():
+        kind = getattr(transformers, name, None)
+        if kind is not None and not kind.can_generate():
+            raise SourceError(
+                f"{folder}: this is a {name}, which generates no text, so language benchmarks cannot score it; "
+                f"search over causal language models, or merge it once with `evomerge merge`"
+            )
 
 
 def read_settings(config: Mapping[str, Any], kind: type[PretrainedConfig]) -> PretrainedConfig:

@@ -13,7 +13,7 @@ stream itself would differ from that by the epsilon's effect.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -21,10 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from evomerge import operators
-from evomerge.checkpoints import Role, is_buffer, is_finite
-from evomerge.errors import InfeasibleError, SourceError
+from evomerge.checkpoints import ModelSource, Role, is_buffer, is_finite
+from evomerge.errors import SourceError
 from evomerge.fitness.architecture import empty_model, read_settings
 from evomerge.fitness.config import EngineConfig
+from evomerge.fitness.conversion import Conversion, Group
+from evomerge.fitness.loading import check_placed, no_place, no_tensor, not_finite
 from evomerge.merging import MergePlan, PlannedTensor, Sources, make_tensor
 
 if TYPE_CHECKING:
@@ -49,13 +51,15 @@ class RouteBuilder:
         self._settings = settings
         self._config = config
         self._device = device
-        self._taken: dict[int, tuple[object, dict[tuple[object, ...], Tensor]]] = {}
-        self._blended: dict[tuple[object, ...], Tensor] = {}
+        self._taken: dict[tuple[object, ...], _Weights] = {}
+        self._blended: dict[tuple[object, ...], _Weights] = {}
 
     def forget(self, sources: Sources) -> None:
         """Keep only what comes from these sources; to be called when other ones are opened."""
         current = {id(model) for model in sources.models.values()}
-        self._taken = {key: kept for key, kept in self._taken.items() if key in current}
+        self._taken = {
+            key: kept for key, kept in self._taken.items() if all(id(model) in current for model in kept.models)
+        }
         self._blended = {}
 
     def build(self, merge: MergePlan) -> PreTrainedModel:
@@ -70,57 +74,63 @@ class RouteBuilder:
             model = empty_model(read_settings(config, self._settings), self._config)
         except (ValueError, ImportError, OSError) as error:
             raise SourceError(f"transformers cannot build the model of this route ({error})") from error
+        conversion = Conversion(model, merge.infos)
+        check_placed(conversion, model, merge)
         places = _places(model)
         left = dict(places)
-        hooked = _fold_by_hooks(merge, places)
-        blended: dict[tuple[object, ...], Tensor] = {}
-        for planned in merge.tensors:
-            place = places.get(planned.name)
-            if place is None and is_buffer(planned.name, planned.info):
-                continue  # old checkpoints store rotary frequencies, which the model computes
-            if place is None or place.holds.shape != planned.info.shape:
-                raise no_place(planned.name)
-            wanted = replace(planned, rescale=None) if planned.name in hooked else planned
-            place.fill(self._tensor(merge, wanted, place.holds.dtype, blended))
-            for name in place.names:
-                left.pop(name, None)
+        by_name = {planned.name: planned for planned in merge.tensors}
+        for name in _fold_by_hooks(merge, places, conversion):
+            by_name[name] = replace(by_name[name], rescale=None)
+        blended: dict[tuple[object, ...], _Weights] = {}
+        for group in conversion.groups:
+            planned = [by_name[name] for name in group.names]
+            made = self._weights(merge, conversion, group, planned, places[group.place].holds.dtype, blended)
+            for name, tensor in made.items():
+                place = places.get(name)
+                if place is None or place.holds.shape != tensor.shape:
+                    raise no_place(group.names[0], model, merge)
+                place.fill(tensor)
+                for each in place.names:
+                    left.pop(each, None)
         if left:
-            raise no_tensor(left)
+            raise no_tensor(left, model, merge)
         self._blended = blended
         if self._device.type != "cpu":
             model.to(self._device)  # type: ignore[arg-type]  # the buffers: the weights are there
         return model
 
-    def _tensor(
-        self, merge: MergePlan, planned: PlannedTensor, dtype: torch.dtype, blended: dict[tuple[object, ...], Tensor]
-    ) -> Tensor:
-        if planned.step is None and planned.rescale is None:
-            return self._as_taken(merge, planned, dtype)
-        key = (*_made_of(merge, planned), dtype)
-        if key not in blended:
-            made = self._blended.get(key)
-            if made is None:
-                made = self._checked(planned.name, make_tensor(merge, planned, str(self._device)), dtype)
-            blended[key] = made
-        return blended[key]
+    def _weights(
+        self,
+        merge: MergePlan,
+        conversion: Conversion,
+        group: Group,
+        planned: list[PlannedTensor],
+        dtype: torch.dtype,
+        blended: dict[tuple[object, ...], _Weights],
+    ) -> Mapping[str, Tensor]:
+        """Return what the model holds of a group, by name in the model: made now, or for a route or hop before."""
+        if len(planned) == 1 and is_buffer(planned[0].name, planned[0].info):
+            alias = planned[0].copied_from or merge.sources.reference
+            return {group.place: merge.sources.stored(alias, planned[0].name_in(alias)).to(self._device)}
+        is_taken = all(each.step is None and each.rescale is None for each in planned)
+        models = tuple(merge.sources.models[_alias(merge, each)] for each in planned) if is_taken else ()
+        key = (dtype, tuple(map(id, models)), *(_made_of(merge, each) for each in planned))
+        kept = self._taken.get(key) or blended.get(key) or self._blended.get(key)
+        if kept is None:
+            tensors = [self._tensor(merge, each, dtype) for each in planned]
+            kept = _Weights(group.place, conversion.convert(group, tensors), models)
+        (self._taken if is_taken else blended)[key] = kept
+        return kept.at(group.place)
 
-    def _as_taken(self, merge: MergePlan, planned: PlannedTensor, dtype: torch.dtype) -> Tensor:
-        """Return a weight as it is in a source, rounded to the recipe's dtype and then to the engine's."""
-        sources, alias = merge.sources, planned.copied_from or merge.sources.reference
-        source_name = planned.name_in(alias)
-        if is_buffer(planned.name, planned.info):
-            return sources.stored(alias, source_name).to(self._device)
-        model = sources.models[alias]
-        # The model is kept beside its tensors, so that its id stays its own.
-        _, kept = self._taken.setdefault(id(model), (model, {}))
-        key = (source_name, merge.recipe.dtype, dtype)
-        if key not in kept:
-            resident = sources.working(alias, source_name)
-            rounded = resident.to(planned.info.dtype)
-            # Where rounding changes nothing, the view serves.
-            exact = torch.equal(rounded.to(resident.dtype), resident)
-            kept[key] = self._checked(planned.name, resident if exact else rounded, dtype)
-        return kept[key]
+    def _tensor(self, merge: MergePlan, planned: PlannedTensor, dtype: torch.dtype) -> Tensor:
+        if planned.step is not None or planned.rescale is not None:
+            return self._checked(planned.name, make_tensor(merge, planned, str(self._device)), dtype)
+        alias = _alias(merge, planned)
+        resident = merge.sources.working(alias, planned.name_in(alias))
+        rounded = resident.to(planned.info.dtype)
+        # Where rounding to the recipe's dtype changes nothing, the view serves.
+        exact = torch.equal(rounded.to(resident.dtype), resident)
+        return self._checked(planned.name, resident if exact else rounded, dtype)
 
     def _checked(self, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         result = tensor.to(device=self._device, dtype=dtype)
@@ -129,33 +139,43 @@ class RouteBuilder:
         return result
 
 
-def no_place(name: str) -> SourceError:
-    """Build the error about a merged tensor that the model has no place for."""
-    return SourceError(
-        f"the merged tensor {name!r} has no place of its shape in transformers' model; "
-        f"this architecture names its weights differently there and cannot be scored yet"
-    )
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """What a model holds of a group of tensors."""
+
+    place: str
+    """The place of the group that they were made for."""
+    tensors: Mapping[str, Tensor]
+    models: tuple[ModelSource, ...]
+    """The sources that they are taken from, kept so that their ids stay their own; empty where they are blended."""
+
+    def at(self, place: str) -> Mapping[str, Tensor]:
+        """Return them for a group at another place, which differs in the number of the layer alone."""
+        changed = [
+            (index, new)
+            for index, (old, new) in enumerate(zip(self.place.split("."), place.split("."), strict=True))
+            if old != new
+        ]
+        moved: dict[str, Tensor] = {}
+        for name, tensor in self.tensors.items():
+            parts = name.split(".")
+            for index, new in changed:
+                parts[index] = new
+            moved[".".join(parts)] = tensor
+        return moved
 
 
-def no_tensor(names: Collection[str]) -> SourceError:
-    """Build the error about places of the model that no merged tensor is for."""
-    return SourceError(
-        f"the merge gives no tensor {next(iter(names))!r}, which transformers' model needs ({len(names)} such); "
-        f"this architecture names its weights differently there and cannot be scored yet"
-    )
-
-
-def not_finite(name: str, config: EngineConfig) -> InfeasibleError:
-    """Build the error about a merged tensor that the engine's dtype cannot hold."""
-    return InfeasibleError(f"the merged tensor {name!r} is not finite in {config.dtype}")
+def _alias(merge: MergePlan, planned: PlannedTensor) -> str:
+    return planned.copied_from or merge.sources.reference
 
 
 def _made_of(merge: MergePlan, planned: PlannedTensor) -> tuple[object, ...]:
-    """Return all that a blended tensor depends on, over one set of sources."""
+    """Return all that a tensor depends on, over one set of sources."""
     step = planned.step
-    read = tuple(sorted((planned.read or {}).items())) or planned.name
     if step is None:
-        return merge.recipe.dtype, read, planned.copied_from, planned.rescale
+        alias = _alias(merge, planned)
+        return merge.recipe.dtype, planned.name_in(alias), None if planned.rescale is None else alias, planned.rescale
+    read = tuple(sorted((planned.read or {}).items())) or planned.name
     # Random masks are drawn for the name that a tensor has in the merged model.
     drawn = (planned.name, merge.recipe.seed) if operators.get(step.blend.method).random else None
     return merge.recipe.dtype, read, repr(step.blend), planned.rescale, drawn
@@ -192,31 +212,32 @@ def _places(model: PreTrainedModel) -> dict[str, _Place]:
     return by_name
 
 
-def _fold_by_hooks(merge: MergePlan, places: Mapping[str, _Place]) -> set[str]:
+def _fold_by_hooks(merge: MergePlan, places: Mapping[str, _Place], conversion: Conversion) -> set[str]:
     """Fold the route's scales by hooks on modules, where that is exact.
 
     Returns:
         The tensors that are folded so; the fold of others has to be done in a copy of them.
     """
-    scaled: dict[nn.Module, list[PlannedTensor]] = defaultdict(list)
+    scaled: dict[nn.Module, dict[str, PlannedTensor]] = defaultdict(dict)
     for planned in merge.tensors:
-        if planned.rescale is not None and planned.name in places:
-            scaled[places[planned.name].owners[0][0]].append(planned)
+        name = conversion.place_of(planned.name) if planned.rescale is not None else None
+        if name is not None:
+            scaled[places[name].owners[0][0]][name.rpartition(".")[2]] = planned
     hooked: set[str] = set()
     for module, tensors in scaled.items():
         if _hook(merge, module, tensors):
-            hooked.update(planned.name for planned in tensors)
+            hooked.update(planned.name for planned in tensors.values())
     return hooked
 
 
-def _hook(merge: MergePlan, module: nn.Module, tensors: list[PlannedTensor]) -> bool:
-    """Register the fold with a module that owns the tensors; False: it is not known to be exact there."""
+def _hook(merge: MergePlan, module: nn.Module, tensors: Mapping[str, PlannedTensor]) -> bool:
+    """Register the fold with a module that has the tensors as these attributes; False: not known to be exact there."""
     from transformers.pytorch_utils import Conv1D
 
-    roles = {_role(merge, planned.name) for planned in tensors}
+    roles = {_role(merge, planned.name) for planned in tensors.values()}
     own = {name for name, _ in module.named_parameters()}
-    folded = {planned.name.rpartition(".")[2] for planned in tensors}
-    factors = {planned.rescale.factor for planned in tensors if planned.rescale is not None}
+    folded = tensors.keys()
+    factors = {planned.rescale.factor for planned in tensors.values() if planned.rescale is not None}
     linear = isinstance(module, nn.Linear | Conv1D)
     if len(factors) != 1 or len(roles) != 1 or not own <= {"weight", "bias"} or "weight" not in folded:
         return False

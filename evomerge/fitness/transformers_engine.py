@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from evomerge.checkpoints import is_buffer, is_finite
 from evomerge.errors import ConfigError
 from evomerge.fitness.architecture import build_model
 from evomerge.fitness.config import EngineConfig
-from evomerge.fitness.routes import RouteBuilder, no_place, no_tensor, not_finite
-from evomerge.merging import MergePlan, materialise, open_sources, plan
+from evomerge.fitness.loading import Loading
+from evomerge.fitness.routes import RouteBuilder
+from evomerge.fitness.vocabulary import ServedVocabulary
+from evomerge.merging import MergePlan, open_sources, plan
 from evomerge.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -52,17 +53,17 @@ class TransformersEngine:
             torch.set_num_threads(config.threads)
         self._config = config
         self._base_dir = base_dir
-        self._device = _device(config.device)
+        self._device = find_device(config.device)
         # Layers left out, the template says nothing of depths; a recipe that needs equal ones is held to that.
         self._all = self._sources = open_sources(template, base_dir, resident=True, any_depth=True)
         folder = self._folder(template.base or next(iter(template.sources)))
-        tokenizer = template.tokenizer.from_ if template.tokenizer and template.tokenizer.from_ else None
+        self._vocabulary = ServedVocabulary(template, self._sources)
         self._model: PreTrainedModel = build_model(folder, config, self._device)
         self._own = _Shown.of(self._model)
         self._routes = RouteBuilder(type(self._model.config), config, self._device)
-        self._hops = self._sources.num_layers[self._sources.reference]
-        self._lm: HFLM = _wrap(self._model, self._folder(tokenizer) if tokenizer else folder, config, batch_size)
-        self._targets = _targets(self._model)
+        self._hops = self._depth = self._sources.num_layers[self._sources.reference]
+        self._lm: HFLM = _wrap(self._model, self._vocabulary.folder, config, batch_size)
+        self._loading: Loading | None = None
 
     @property
     def lm(self) -> HFLM:
@@ -75,12 +76,13 @@ class TransformersEngine:
         Raises:
             InfeasibleError: when a merged weight is not finite, as merged or in the engine's dtype, or the scales of
                 a route are not.
-            SourceError: when a merged tensor has no place in the model, or a place gets no tensor.
+            SourceError: when a merged tensor has no place in the model, or a place gets no tensor, or the recipe has
+                another vocabulary than the template.
             NotBuiltError: when the layers of this architecture cannot be rearranged or scaled.
         """
         self._reopen_for(recipe)
         merge = plan(recipe, self._sources)
-        if merge.route.is_plain:
+        if merge.route.is_plain and len(merge.route.hops) == self._depth:
             self._own.show_in(self._model)
             self._copy(merge)
         else:
@@ -89,26 +91,9 @@ class TransformersEngine:
 
     def _copy(self, merge: MergePlan) -> None:
         """Materialise a merge into the resident weights, tensor by tensor."""
-        filled: set[tuple[int, tuple[int, ...]]] = set()
-        infos = merge.infos
-        with torch.no_grad():
-            for name, tensor in materialise(merge, device=str(self._device)):
-                target = self._targets.get(name)
-                if target is None and is_buffer(name, infos[name]):
-                    continue  # old checkpoints store rotary frequencies, which the model computes
-                self._fill(name, target, tensor)
-                if target is not None:
-                    filled.add(_place(target))
-        left = [name for name, target in self._targets.items() if _place(target) not in filled]
-        if left:
-            raise no_tensor(left)
-
-    def _fill(self, name: str, target: Tensor | None, tensor: Tensor) -> None:
-        if target is None or target.shape != tensor.shape:
-            raise no_place(name)
-        target.copy_(tensor)
-        if target.dtype != tensor.dtype and not is_finite(target):
-            raise not_finite(name, self._config)
+        if self._loading is None or not self._loading.fits(merge):
+            self._loading = Loading(self._model, merge, self._config)
+        self._loading.write(merge, str(self._device))
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Return the length of each text in tokens, special tokens not added."""
@@ -127,7 +112,7 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Free the model and the sources."""
-        self._targets = {}
+        self._loading = None
         del self._model, self._lm, self._sources, self._all, self._own, self._routes
         gc.collect()
         if self._device.type == "cuda":
@@ -145,8 +130,10 @@ class TransformersEngine:
         known = self._sources.configs
         fits = all(known.get(alias) == config for alias, config in recipe.sources.items())
         reference = recipe.base if recipe.base is not None else next(iter(recipe.sources))
-        if not fits or reference != self._sources.reference:
-            self._sources = open_sources(recipe, self._base_dir, resident=True, any_depth=True, like=self._all)
+        if not fits or reference != self._sources.reference or not self._sources.speak(recipe):
+            sources = open_sources(recipe, self._base_dir, resident=True, any_depth=True, like=self._all)
+            self._vocabulary.check(recipe, sources)
+            self._sources = sources
             self._routes.forget(self._sources)
 
 
@@ -168,7 +155,12 @@ class _Shown:
         model.config = self.config
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` is a GPU where there is one.
+
+    Raises:
+        ConfigError: when this machine has none of that name, or it is of another kind.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -192,15 +184,6 @@ def _wrap(model: PreTrainedModel, tokenizer: Path, config: EngineConfig, batch_s
     with quiet():  # it warns that a built model was passed, which is meant
         words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=config.trust_remote_code)
         return HFLM(pretrained=model, tokenizer=words, batch_size=batch_size, max_length=config.max_length)
-
-
-def _targets(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return every tensor that a checkpoint holds, by its name there; tied names share storage."""
-    return dict(model.state_dict(keep_vars=False))
-
-
-def _place(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
-    return tensor.data_ptr(), tuple(tensor.shape)
 
 
 def _count(model: nn.Module) -> int:

@@ -2,7 +2,8 @@
 
 Where every source is θ_0 + s_i B_i A_i (or θ_0 itself) and the method gives Σ c_i θ_i with Σ c_i = 1, the merge is
 θ_0 + Σ c_i s_i B_i A_i: one LoRA of the summed rank, with the A_i stacked as rows and the c_i s_i B_i as columns. It
-is exact, and the c_i may differ from tensor to tensor. (Averaging the A_i and the B_i themselves is another model.)
+is exact, and the c_i may differ from tensor to tensor. Evo-Merging sums the A_i and the B_i themselves, which is
+another model, and a LoRA of the adapters' own rank.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from torch import Tensor
 from evomerge.checkpoints import AdaptedModel, CheckpointWriter, ModelSource, TensorInfo, Update, is_buffer
 from evomerge.errors import NotBuiltError, SourceError
 from evomerge.merging.build import portable_recipe, relative_name
+from evomerge.merging.low_rank import as_low_rank
+from evomerge.merging.materialise import share_of
 from evomerge.merging.opening import open_sources
 from evomerge.merging.plan import MergePlan, PlannedTensor, plan
+from evomerge.operators.kernels.adapters import merged_factors
 from evomerge.operators.kernels.inputs import normalized
 from evomerge.recipe import Blend, Recipe, identity
 
@@ -60,6 +64,8 @@ def as_adapter(merge: MergePlan, *, smallest: bool = True) -> LoraAdapter:
     """
     if not merge.route.is_plain:
         raise _refusal("layers", "layers that are moved or scaled are no update of the model's own")
+    if merge.sources.is_aligned:
+        raise _refusal("tokenizer", "it moves rows of the embeddings")
     alias, root = _root(merge)
     updates: dict[str, Update] = {}
     modules: dict[str, str] = {}
@@ -67,10 +73,10 @@ def as_adapter(merge: MergePlan, *, smallest: bool = True) -> LoraAdapter:
         if is_buffer(planned.name, planned.info):
             continue
         parts = _parts(merge, planned, root)
-        update = _stacked([(share, update) for share, _, update in parts])
+        update = _merged(merge, planned, parts)
         if update is not None:
             updates[planned.name] = _smallest(update) if smallest else update
-            modules[planned.name] = parts[0][1].modules[planned.name]
+            modules[planned.name] = parts[0].model.modules[planned.name]
     if not updates:
         raise _refusal("blend", "the merge is the model itself, with no adapter on it")
     if any(name in (*root.tied, *root.tied.values()) for name in updates):
@@ -147,19 +153,58 @@ def _model_of(source: ModelSource) -> ModelSource:
     return source.base if isinstance(source, AdaptedModel) else source
 
 
-def _parts(merge: MergePlan, planned: PlannedTensor, root: ModelSource) -> list[tuple[float, AdaptedModel, Update]]:
-    """Return what the adapters add to a tensor, each with its share and its source."""
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What an adapter adds to a tensor."""
+
+    alias: str
+    share: float
+    model: AdaptedModel
+    update: Update
+
+
+def _parts(merge: MergePlan, planned: PlannedTensor, root: ModelSource) -> list[_Part]:
+    """Return what the adapters add to a tensor."""
     name = planned.name
     parts = []
-    for alias, share in _shares(planned).items():
+    for alias, share in _kept(merge, planned).items():
         model = merge.sources.models[alias]
         if not isinstance(model, AdaptedModel) or share == 0:
             continue
         if name in model.whole and not torch.equal(model.adapter.tensor(model.whole[name]), root.tensor(name)):
             raise _refusal(f"sources.{alias}.adapter", f"it replaces {name!r} as a whole, which is no low-rank update")
         if (update := model.update(name)) is not None:
-            parts.append((share, model, update))
+            parts.append(_Part(alias, share, model, update))
     return parts
+
+
+def _merged(merge: MergePlan, planned: PlannedTensor, parts: list[_Part]) -> Update | None:
+    """Return the update of a tensor: of the adapters' stacked factors, or of their sums (evo_merging)."""
+    if not parts or planned.step is None or not _sums_factors(planned):
+        return _stacked([(part.share, part.update) for part in parts])
+    blend = planned.step.blend
+    densities = dict(zip(blend.sources, blend.params["density"], strict=True))  # type: ignore[arg-type]
+    found = merged_factors(
+        planned.name, [(as_low_rank(part.update), part.share, float(densities[part.alias])) for part in parts]
+    )
+    if blend.lines is not None and blend.lines.base != blend.base:
+        raise _refusal("lines", "it draws towards another model than the one on which evo_merging adds factors")
+    share = 1.0 if blend.lines is None else share_of(merge, blend.lines)
+    return replace(parts[0].update, first=found.first.float(), second=(share * found.second).float(), scale=1.0)
+
+
+def _kept(merge: MergePlan, planned: PlannedTensor) -> dict[str, float]:
+    """Return c_i by alias as LiNeS leaves them: s·c_i, and what is missing to 1 goes to the base."""
+    shares = _shares(planned)
+    if planned.step is None or (lines := planned.step.blend.lines) is None or _sums_factors(planned):
+        return shares
+    share = share_of(merge, lines)
+    kept = {alias: share * value for alias, value in shares.items()}
+    return kept | {lines.base: kept.get(lines.base, 0.0) + 1.0 - share}
+
+
+def _sums_factors(planned: PlannedTensor) -> bool:
+    return planned.step is not None and planned.step.blend.method == "evo_merging"
 
 
 def _shares(planned: PlannedTensor) -> dict[str, float]:
@@ -170,6 +215,8 @@ def _shares(planned: PlannedTensor) -> dict[str, float]:
         raise _refusal("segments", f"{planned.name!r} blends in pieces, which is no low-rank update")
     blend = planned.step.blend
     weights = _weights(blend)
+    if blend.method == "evo_merging":
+        return dict(zip(blend.sources, weights, strict=True))
     if blend.method == "linear":
         shares = dict(zip(blend.sources, weights, strict=True))
         if abs(sum(weights) - 1.0) > _SUM_TOLERANCE:
@@ -186,15 +233,15 @@ def _shares(planned: PlannedTensor) -> dict[str, float]:
         return shares
     raise _refusal(
         "blend.method",
-        f"{blend.method!r} is not linear in the task vectors (linear and task_arithmetic are), which makes its result "
-        f"of full rank at {planned.name!r}",
+        f"{blend.method!r} is not linear in the task vectors or their factors (linear, task_arithmetic and "
+        f"evo_merging are), which makes its result of full rank at {planned.name!r}",
     )
 
 
 def _weights(blend: Blend) -> list[float]:
     values = blend.params["weight"]
     weights = [float(value) for value in values] if isinstance(values, tuple) else []
-    return list(normalized(weights)) if blend.params["normalize"] else weights
+    return list(normalized(weights)) if blend.params.get("normalize") else weights
 
 
 # ---- factors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from evomerge.checkpoints import (
 )
 from evomerge.documents import dump_yaml
 from evomerge.merging.materialise import materialise
+from evomerge.merging.mergekit import read_recipe_file
 from evomerge.merging.opening import assets_source, open_sources
 from evomerge.merging.plan import plan
 from evomerge.merging.progress import MergeProgress
-from evomerge.recipe import Recipe, identity, read_recipe
+from evomerge.recipe import Recipe, identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class BuildReport:
     num_bytes: int
     """Size of the weights."""
     seconds: float
+    notes: tuple[str, ...] = ()
+    """What is to be said about a mergekit file: differences from mergekit, and what was left out."""
 
 
 def build(
@@ -115,10 +118,10 @@ def merge(
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     card: str | None = None,
 ) -> BuildReport:
-    """Build the model of a recipe or recipe file; the arguments and errors are those of `build`.
+    """Build the model of a recipe, recipe file or mergekit file; the arguments and errors are those of `build`.
 
     Args:
-        recipe: a recipe, or the path of its YAML file.
+        recipe: a recipe, or the path of its YAML file, native or mergekit's.
         out: the folder to make.
         base_dir: where relative folders start; None: the recipe file's folder, or the working folder.
         device: where the arithmetic is done.
@@ -129,11 +132,13 @@ def merge(
     Raises:
         RecipeError: when the recipe file is wrong.
     """
+    notes: tuple[str, ...] = ()
     if not isinstance(recipe, Recipe):
         path = Path(recipe)
         base_dir = path.resolve().parent if base_dir is None else base_dir
-        recipe = read_recipe(path)
-    return build(
+        file = read_recipe_file(path)
+        recipe, notes = file.recipe, file.notes
+    report = build(
         recipe,
         Path(out),
         base_dir=Path.cwd() if base_dir is None else Path(base_dir),
@@ -142,6 +147,7 @@ def merge(
         max_shard_bytes=max_shard_bytes,
         card=card,
     )
+    return replace(report, notes=notes)
 
 
 def portable_recipe(recipe: Recipe, base_dir: Path, out: Path, recipe_id: str) -> str:
@@ -161,6 +167,8 @@ def _rebased(data: dict[str, Any], base_dir: Path, out: Path) -> dict[str, Any]:
         sources[alias] = {**source, "model": moved}
         if adapter is not None:
             sources[alias]["adapter"] = relative_name(adapter, base_dir, out)
+        if "statistics" in source:
+            sources[alias]["statistics"] = relative_name(source["statistics"], base_dir, out)
     return {**data, "sources": sources}
 
 

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evomerge import operators
 from evomerge.checkpoints import is_buffer, is_finite
 from evomerge.errors import InfeasibleError
+from evomerge.merging.lines import drawn_in, norms, suggested
+from evomerge.merging.low_rank import low_rank
 from evomerge.merging.plan import MergePlan, PlannedTensor, Step
+from evomerge.merging.plan import plan as plan_merge
 from evomerge.merging.segments import Stretch
-from evomerge.operators.kernels.context import Context
+from evomerge.merging.sources import Sources
+from evomerge.merging.threads import MOST_THREADS, in_order
+from evomerge.operators.kernels.context import Context, Statistic
+from evomerge.operators.metadata import StatisticKind
 from evomerge.operators.noise import noise
+from evomerge.recipe import Lines
 
+_LARGE = 1 << 26
+"""Bytes of a model from which threads are worth their start."""
 NOISE_SPAN = 1 << 20
 """Noise is made for so many weights at a time, in float64."""
 
@@ -25,7 +36,8 @@ def materialise(
 ) -> Iterator[tuple[str, Tensor]]:
     """Make the tensors of a merged model, one after the other, in canonical order.
 
-    No more than the inputs of one tensor are in memory at a time (beside resident sources).
+    On a CPU several tensors of a large model are made at a time, by as many threads as PyTorch uses. No more than
+    these tensors' inputs and results, and one more result, are in memory at a time (beside resident sources).
 
     Args:
         plan: from `plan`.
@@ -40,8 +52,19 @@ def materialise(
         SourceError: when a source has NaN or infinite values, naming it and the tensor.
         InfeasibleError: when the blend of finite tensors is not finite, or does not fit the recipe's dtype.
     """
-    for planned in plan.tensors:
-        yield planned.name, make_tensor(plan, planned, device, dtype=dtype)
+    threads = min(torch.get_num_threads(), MOST_THREADS)
+    if device != "cpu" or plan.num_bytes < _LARGE:
+        threads = 1
+    if plan.recipe.lines is not None:
+        for lines in (planned.step.blend.lines for planned in plan.tensors if planned.step is not None):
+            if lines is not None:
+                share_of(plan, lines, device)  # α of the whole model, here with all threads
+                break
+
+    def made(planned: PlannedTensor) -> tuple[str, Tensor]:
+        return planned.name, make_tensor(plan, planned, device, dtype=dtype)
+
+    yield from in_order(made, plan.tensors, threads)
 
 
 def make_tensor(
@@ -95,7 +118,12 @@ def _in_stretches(plan: MergePlan, planned: PlannedTensor, device: str) -> Tenso
         elif stretch.step is not None:
             blend = stretch.step.blend
             base = None if blend.base is None else flat(blend.base, stretch)
-            context = Context(name=planned.name, source_ids=stretch.step.source_ids, seed=plan.recipe.seed)
+            context = Context(
+                name=planned.name,
+                source_ids=stretch.step.source_ids,
+                seed=plan.recipe.seed,
+                statistic=_statistic(plan, planned, stretch.step, device, stretch),
+            )
             tensors = [flat(alias, stretch) for alias in blend.sources]
             made.copy_(stretch.step.kernel(tensors, base, blend.params, context))
         for start in range(0, len(made) if stretch.noise else 0, NOISE_SPAN):
@@ -120,6 +148,11 @@ def _copy(plan: MergePlan, planned: PlannedTensor, device: str) -> Tensor:
 
 def _blend(plan: MergePlan, planned: PlannedTensor, step: Step, device: str, dtype: torch.dtype) -> Tensor:
     sources, blend = plan.sources, step.blend
+    if blend.lines is not None:
+        plain = replace(step, blend=replace(blend, lines=None))
+        merged = _blend(plan, planned, plain, device, torch.float32)
+        root = sources.working(blend.lines.base, planned.name_in(blend.lines.base), device)
+        return drawn_in(merged, root, share_of(plan, blend.lines, device), dtype)
     tensors = [sources.working(alias, planned.name_in(alias), device) for alias in blend.sources]
     base = None if blend.base is None else sources.working(blend.base, planned.name_in(blend.base), device)
     aliases = blend.sources if blend.base is None else (*blend.sources, blend.base)
@@ -129,14 +162,76 @@ def _blend(plan: MergePlan, planned: PlannedTensor, step: Step, device: str, dty
         source_ids=step.source_ids,
         seed=plan.recipe.seed,
         dtype=dtype,
+        is_vocabulary=sources.is_vocabulary(blend.sources[0], planned.name_in(blend.sources[0])),
+        inputs_first=sources.inputs_first(blend.sources[0], planned.name_in(blend.sources[0])),
+        low_rank=low_rank(sources, blend, planned, device),
         threshold=_threshold(plan, step),
+        statistic=_statistic(plan, planned, step, device),
         kept=plan.sources.statistics.keeper(inputs),
     )
     return step.kernel(tensors, base, blend.params, context)
+
+
+def share_of(plan: MergePlan, lines: Lines, device: str = "cpu") -> float:
+    """Return s of LiNeS at a place of a merge; an α that is left to the model takes one pass over it, once a recipe."""
+    if not lines.auto:
+        return lines.factor
+
+    def alpha(sources: Sources) -> float:
+        # Planned anew over all of the sources: `plan` may have layers that only fill a slot, or read parts of tensors.
+        return _alpha(plan_merge(plan.recipe.model_copy(update={"lines": None}), sources), lines.base, device)
+
+    return lines.factor + plan.sources.statistics.alpha(lines.auto, alpha)
+
+
+def _alpha(plan: MergePlan, base: str, device: str) -> float:
+    """Return α (LiNeS, section 4 for several tasks) of a merge, over all tensors but buffers, tied ones once."""
+    sources = plan.sources
+    merged = [planned for planned in plan.tensors if not is_buffer(planned.name, planned.info)]
+    taking_part = {planned.name: _taking_part(plan, planned, base) for planned in merged}
+
+    def both(planned: PlannedTensor) -> tuple[float, float]:
+        if planned.copied_from == base:
+            return 0.0, 0.0
+        root = sources.working(base, planned.name_in(base), device)
+        tuned = [sources.working(alias, planned.name_in(alias), device) for alias in taking_part[planned.name]]
+        return norms(_computed(plan, planned, device, torch.float32), root, tuned)
+
+    threads = 1 if device != "cpu" or plan.num_bytes < _LARGE else min(torch.get_num_threads(), MOST_THREADS)
+    count = len({alias for aliases in taking_part.values() for alias in aliases})
+    return suggested(in_order(both, merged, threads), count)
+
+
+def _taking_part(plan: MergePlan, planned: PlannedTensor, base: str) -> list[str]:
+    """Return the sources that a tensor is made of, the base not counted, in an order that no permutation changes."""
+    if planned.step is None:
+        aliases = [] if planned.copied_from is None else [planned.copied_from]
+    else:
+        aliases = list(planned.step.blend.sources)
+    return sorted(
+        (alias for alias in aliases if alias != base), key=lambda alias: plan.sources.infos[alias].content_hash
+    )
 
 
 def _threshold(plan: MergePlan, step: Step) -> Callable[[int, float], float] | None:
     base, aliases = step.blend.base, step.blend.sources
     if base is None:
         return None
-    return lambda index, density: plan.sources.statistics.threshold(aliases[index], base, density)
+    kind = next(iter(operators.get(step.blend.method).statistics(step.blend.params)), None)
+    return lambda index, density: plan.sources.statistics.threshold(aliases[index], base, density, kind)
+
+
+def _statistic(
+    plan: MergePlan, planned: PlannedTensor, step: Step, device: str, stretch: Stretch | None = None
+) -> Callable[[int, StatisticKind], Statistic | None] | None:
+    aliases = step.blend.sources
+    if not operators.get(step.blend.method).needs:
+        return None
+
+    def statistic(index: int, kind: StatisticKind) -> Statistic | None:
+        found = plan.sources.measured(aliases[index], kind, planned.name_in(aliases[index]), device)
+        if found is None or stretch is None:
+            return found
+        return replace(found, tensor=found.tensor.reshape(-1)[stretch.start : stretch.stop])
+
+    return statistic

@@ -15,17 +15,22 @@ from evomerge.checkpoints import (
     Checkpoint,
     Layout,
     ModelSource,
+    StatisticFile,
     TensorInfo,
+    align,
     check_compatible,
+    kept_source,
     open_checkpoint,
+    open_statistics,
     resolve_adapter,
     resolve_model,
+    unaligned,
 )
 from evomerge.errors import SourceError
 from evomerge.merging.materialise import make_tensor
 from evomerge.merging.plan import MergePlan, plan
-from evomerge.merging.sources import Sources
-from evomerge.merging.unbuilt import refuse_unbuilt
+from evomerge.merging.sources import Sources, vocabulary_rule
+from evomerge.operators.metadata import StatisticKind
 from evomerge.recipe import Recipe, SourceConfig, identity
 
 
@@ -46,7 +51,12 @@ class NestedModel:
         self.layout: Layout = reference.layout
         if self._plan.route.is_moved:
             self.layout = Layout(self._plan.infos, self.config, "nested recipe")
-        self.folder: Path = assets_source(recipe, sources).folder
+        self._assets = assets_source(recipe, sources)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that holds its tokenizer and generation settings."""
+        return self._assets.folder
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all tensors, sorted."""
@@ -82,8 +92,7 @@ def reference_alias(recipe: Recipe) -> str:
 
 def assets_source(recipe: Recipe, sources: Sources) -> ModelSource:
     """Return the source whose tokenizer, chat template and generation settings the merged model has."""
-    named = recipe.tokenizer.from_ if recipe.tokenizer is not None else None
-    return sources.models[named if named is not None else reference_alias(recipe)]
+    return sources.models[reference_alias(recipe) if recipe.tokenizer is None else kept_source(recipe.tokenizer)]
 
 
 def open_sources(
@@ -110,7 +119,7 @@ def open_sources(
         SourceError: a source that cannot be read or does not fit the others, or resident weights with NaN.
         NotBuiltError: a recipe that this version cannot build.
     """
-    known = [] if like is None else [*like.models.values()]
+    known = [] if like is None else [unaligned(model) for model in like.models.values()]
     known += [model.base for model in known if isinstance(model, AdaptedModel)]
     opened = {model.folder.resolve(): model for model in known if isinstance(model, Checkpoint)}
     return _open(recipe, base_dir, opened, resident=device if resident else None, any_depth=any_depth, like=like)
@@ -125,20 +134,56 @@ def _open(
     any_depth: bool | None = None,
     like: Sources | None = None,
 ) -> Sources:
-    refuse_unbuilt(recipe)
-    models = {alias: _open_one(alias, config, base_dir, opened, like) for alias, config in recipe.sources.items()}
+    originals = {alias: _open_one(alias, config, base_dir, opened, like) for alias, config in recipe.sources.items()}
+    models = _aligned(recipe, originals, like)
     reference = reference_alias(recipe)
-    same_tokenizer = recipe.tokenizer is None or recipe.tokenizer.from_ is None
+    same_tokenizer = recipe.tokenizer is None
     any_depth = recipe.layers is not None if any_depth is None else any_depth
     check_compatible(models, reference, same_tokenizer=same_tokenizer, any_depth=any_depth)
-    return Sources(recipe.sources, models, reference, resident=resident, like=like)
+    files = {
+        alias: _open_statistics(alias, config, originals[alias], base_dir) for alias, config in recipe.sources.items()
+    }
+    vocabulary = vocabulary_rule(recipe)
+    return Sources(recipe.sources, models, reference, files=files, vocabulary=vocabulary, resident=resident, like=like)
+
+
+def _aligned(recipe: Recipe, originals: Mapping[str, ModelSource], like: Sources | None) -> Mapping[str, ModelSource]:
+    """Return models in the recipe's vocabulary; those of `like`, with what is kept of them, where they are the same."""
+    if recipe.tokenizer is None:
+        return originals
+    same = like is not None and like.vocabulary == vocabulary_rule(recipe)
+    if like is not None and same and {alias: unaligned(model) for alias, model in like.models.items()} == originals:
+        return like.models
+    return align(originals, recipe.tokenizer, recipe.base)
+
+
+def _open_statistics(
+    alias: str, config: SourceConfig, model: ModelSource, base_dir: Path
+) -> dict[StatisticKind, StatisticFile]:
+    if config.statistics is None:
+        return {}
+    try:
+        return open_statistics(base_dir / Path(config.statistics).expanduser(), model)
+    except SourceError as error:
+        raise SourceError(f"sources.{alias}: {error}") from None
+
+
+def open_source(config: SourceConfig, base_dir: Path) -> ModelSource:
+    """Open one source by itself.
+
+    Raises:
+        SourceError: when it cannot be read.
+        NotBuiltError: a nested recipe that this version cannot build.
+    """
+    alias = config.model if isinstance(config.model, str) else "model"
+    return _open_one(alias, config, base_dir, {}, None)
 
 
 def _open_one(
     alias: str, config: SourceConfig, base_dir: Path, opened: dict[Path, Checkpoint], like: Sources | None
 ) -> ModelSource:
     if like is not None and like.configs.get(alias) == config:
-        return like.models[alias]
+        return unaligned(like.models[alias])
     model: ModelSource
     if isinstance(config.model, Recipe):
         model = NestedModel(config.model, _open(config.model, base_dir, opened, like=like))

@@ -1,17 +1,41 @@
-"""A route as a mergekit passthrough file: slices of whole layers, each with factors on some of its tensors."""
+"""Recipes as mergekit files; a route as slices of whole layers, each with factors on some of its tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from evomerge.checkpoints import AdaptedModel
 from evomerge.documents import dump_yaml
 from evomerge.errors import NotBuiltError
 from evomerge.merging.folding import fold_in_layer, fold_outside
+from evomerge.merging.mergekit import facts_of
 from evomerge.merging.plan import MergePlan, copied_source
 from evomerge.merging.routes import Hop
 from evomerge.merging.sources import Sources
 from evomerge.recipe import Blend, Recipe
+from evomerge.recipe.mergekit import Exported, export_mergekit
+
+
+def to_mergekit(plan: MergePlan) -> Exported:
+    """Write a recipe as a mergekit file: a passthrough where it is a route of copies, else a merge.
+
+    Returns:
+        The file, and where mergekit's result may differ by more than rounding.
+
+    Raises:
+        NotBuiltError: when mergekit cannot make this model; the text says which part.
+    """
+    _check_lines(plan)
+    passthrough = _Passthrough(plan)
+    if plan.expanded.segments or plan.route.is_scaled or passthrough.fits():
+        return Exported(to_mergekit_passthrough(plan))
+    recipe, sources = plan.recipe, plan.sources
+    _check_vocabulary(sources)
+    names = {alias: _model(recipe, sources, alias) for alias in recipe.sources}
+    facts = {alias: facts_of(model) for alias, model in sources.models.items()}
+    return export_mergekit(plan.expanded, facts, names, sources.reference)
 
 
 def to_mergekit_passthrough(plan: MergePlan) -> str:
@@ -31,7 +55,23 @@ def to_mergekit_passthrough(plan: MergePlan) -> str:
         NotBuiltError: when the recipe is more than that, or its fold more than factors (norms that store their
             weight less one).
     """
+    _check_lines(plan)
     return dump_yaml(_Passthrough(plan).document())
+
+
+def _check_lines(plan: MergePlan) -> None:
+    if plan.recipe.lines is not None and not plan.recipe.lines.is_neutral:
+        raise NotBuiltError(
+            "lines: a mergekit file has no word for a share that grows with depth; export a checkpoint or the recipe"
+        )
+
+
+def _check_vocabulary(sources: Sources) -> None:
+    if sources.is_aligned:
+        raise NotBuiltError(
+            "tokenizer: mergekit has other rules for rows that are missing or stand for no token; export a checkpoint "
+            "or the recipe"
+        )
 
 
 class _Passthrough:
@@ -43,7 +83,21 @@ class _Passthrough:
         slices = [self._slice(hops) for hops in _runs(self._route.hops)]
         return {"merge_method": "passthrough", "dtype": self._plan.recipe.dtype, "slices": slices}
 
+    def fits(self) -> bool:
+        """Tell whether every layer is a copy of one layer, and the ends are those of the models at the ends."""
+        try:
+            self._check_copies()
+        except NotBuiltError:
+            return False
+        return True
+
     def _check_copies(self) -> None:
+        _check_vocabulary(self._sources)
+        if self._plan.expanded.has_rules:
+            raise NotBuiltError(
+                "tensors: a mergekit passthrough copies each layer from one model, and this recipe has blends of "
+                "single tensors; export a checkpoint or the recipe"
+            )
         if self._plan.expanded.segments:
             raise NotBuiltError(
                 "segments: a mergekit passthrough copies each layer from one model, and this recipe blends pieces of "
@@ -122,12 +176,20 @@ def _model(recipe: Recipe, sources: Sources, alias: str) -> str:
     config = recipe.sources[alias]
     if not isinstance(config.model, str):
         raise NotBuiltError(
-            f"sources.{alias}: a mergekit passthrough cannot name a nested recipe; export a checkpoint or the recipe"
+            f"sources.{alias}: a mergekit file cannot name a nested recipe; export a checkpoint or the recipe"
         )
-    folder = sources.models[alias].folder
-    if f"models--{config.model.replace('/', '--')}" not in folder.parts:
+    model = sources.models[alias]
+    name = _named(config.model, config.revision, model.folder)
+    if config.adapter is None or not isinstance(model, AdaptedModel):
+        return name
+    return f"{name}+{_named(config.adapter, config.adapter_revision, model.adapter.folder)}"
+
+
+def _named(name: str, revision: str | None, folder: Path) -> str:
+    """Return a hub id with its revision, or a folder in full."""
+    if f"models--{name.replace('/', '--')}" not in folder.parts:
         return str(folder.resolve())
-    return config.model if config.revision is None else f"{config.model}@{config.revision}"
+    return name if revision is None else f"{name}@{revision}"
 
 
 def _runs(hops: Sequence[Hop]) -> list[list[Hop]]:

@@ -11,12 +11,12 @@ from evomerge.checkpoints import Blocks, Module, TensorInfo, is_buffer
 from evomerge.errors import NotBuiltError, RecipeError
 from evomerge.merging.dtypes import DTYPES
 from evomerge.merging.folding import Rescale, fold_in_layer, fold_outside
+from evomerge.merging.low_rank import check_adapters
 from evomerge.merging.routes import Hop, Route, read_route, route_config
 from evomerge.merging.segments import Stretch, plan_stretches
 from evomerge.merging.sources import Sources
-from evomerge.merging.unbuilt import refuse_unbuilt
 from evomerge.operators.kernels.context import Kernel
-from evomerge.recipe import Blend, ExpandedRecipe, Recipe, copied, expand, simplified
+from evomerge.recipe import Blend, ExpandedRecipe, Recipe, blend_of, copied, expand, simplified
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +97,13 @@ def plan(recipe: Recipe, sources: Sources) -> MergePlan:
         NotBuiltError: for what this version cannot build, with its key path.
         RecipeError: when the recipe does not fit the sources.
     """
-    refuse_unbuilt(recipe)
     for alias, config in recipe.sources.items():
         if sources.configs.get(alias) != config:
             raise RecipeError(
                 f"sources.{alias}: this is not the source that was opened under that alias; open it first"
             )
+    if not sources.speak(recipe):
+        raise RecipeError("tokenizer: the sources were opened for another vocabulary; open them for this recipe")
     expanded = expand(recipe, sources.num_layers)
     return plan_route(recipe, sources, expanded, read_route(expanded, sources))
 
@@ -139,7 +140,7 @@ class _Planner:
         if layer is None:
             info = self._sources.models[self._sources.reference].info(name)
             place = self._layout.place(name)
-            blend = self._expanded.head if place.module == "head" else self._expanded.embeddings
+            blend = self._outside(name, place.module)
             folded = None if self._route.is_plain else fold_outside(self._route, name, self._blocks())
             return self._planned(name, info, self._sources.reference, blend, rescale=folded)
         hop = self._route.hops[layer]
@@ -147,9 +148,16 @@ class _Planner:
         read = self._read(hop, part) if self._route.is_moved else None
         lead = hop.lead if self._route.is_moved else self._sources.reference
         source, there = self._sources.models[lead], name if read is None else read[lead]
-        blend = hop.blends[_module_in_layer(source.layout.place(there).module)]
+        module = _module_in_layer(source.layout.place(there).module)
+        blend = blend_of(name, module, hop.rules, hop.blends[module])
         folded = None if self._route.is_plain else fold_in_layer(hop, part, self._blocks())
         return self._planned(name, source.info(there), lead, blend, read=read, rescale=folded)
+
+    def _outside(self, name: str, module: Module) -> Blend:
+        expanded = self._expanded
+        if module == "head":
+            return blend_of(name, "head", expanded.head_rules, expanded.head)
+        return blend_of(name, "embeddings", expanded.embedding_rules, expanded.embeddings)
 
     def _in_stretches(self, name: str, stretches: tuple[Stretch, ...]) -> PlannedTensor:
         info = TensorInfo(self._sources.models[self._sources.reference].info(name).shape, self._dtype)
@@ -201,7 +209,12 @@ def _prepare(blend: Blend, sources: Sources) -> tuple[Step | None, str | None]:
     copied_from = copied(blend)
     if copied_from is not None:
         return None, copied_from
-    kernel = operators.load(operators.get(blend.method))
+    spec = operators.get(blend.method)
+    for kind in spec.statistics(blend.params):
+        sources.check_measured(blend.sources, kind, blend.method)
+    if spec.adapters:
+        check_adapters(sources, blend)
+    kernel = operators.load(spec)
     return Step(blend, kernel, tuple(sources.infos[alias].content_hash for alias in blend.sources)), None
 
 

@@ -15,7 +15,7 @@ from evomerge.checkpoints import check_layers_fit, output_config, routed_config
 from evomerge.errors import InfeasibleError, NotBuiltError, SourceError
 from evomerge.merging.dtypes import DTYPES
 from evomerge.merging.sources import Sources
-from evomerge.recipe import Blend, ExpandedRecipe, Recipe
+from evomerge.recipe import Blend, ExpandedRecipe, Recipe, Rule
 from evomerge.recipe.resolution import Module
 
 
@@ -32,6 +32,8 @@ class Hop:
     """S_t, the product of all scales up to this hop; finite and not 0."""
     is_idle: bool = False
     """Whether the layer only fills a slot: it adds nothing to the stream."""
+    rules: tuple[Rule, ...] = ()
+    """Exceptions for single tensors; the first that matches counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def read_route(expanded: ExpandedRecipe, sources: Sources) -> Route:
                 f"layers[{index}].scale: the product of the scales up to here is {scale}; use scales closer to 1"
             )
         lead = sources.reference if sources.reference in layer.take else next(iter(layer.take))
-        hops.append(Hop(layer.take, lead, layer.blends, scale))
+        hops.append(Hop(layer.take, lead, layer.blends, scale, rules=layer.rules))
     num_layers = sources.models[sources.reference].layout.num_layers
     in_place = all(taken == index for index, hop in enumerate(hops) for taken in hop.take.values())
     route = Route(tuple(hops), is_moved=not in_place or len(hops) != num_layers)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from evomerge.checkpoints import parameter_names
+from evomerge.merging.histograms import kept_on_disk
+from evomerge.operators.kernels.importance import graft_score
 from evomerge.operators.kernels.selection import (
     LOWER_BINS,
     UPPER_BINS,
@@ -19,50 +22,77 @@ from evomerge.operators.kernels.selection import (
     pattern_value,
     refined_histogram,
 )
+from evomerge.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from evomerge.merging.sources import Sources
     from evomerge.operators.kernels.context import Tensors
+    from evomerge.operators.metadata import StatisticKind
 
 Inputs = tuple[tuple[str, str], ...]
 
 _KEPT_BYTES = 1 << 30
 """Size of what kernels have kept (decompositions, products): about a model of 0.5 B parameters."""
+_ENTRY_BYTES = 1 << 10
+"""What an entry takes beside its tensors, about."""
 _KEPT_BINS = 64
 """Refined histograms kept (512 KiB each): neighbouring densities of a search share theirs."""
+
+_KEPT_ALPHAS = 64
+"""A search has as many recipes, of which one is made at a time."""
 
 
 class Statistics:
     """Magnitude histograms of whole task vectors, from which the exact threshold of any density is read.
 
     A first pass over the model makes the histogram of the upper 16 bits, once a source; a second one refines
-    the bin in which the threshold lies, once a bin. Tied tensors count once, buffers do not.
+    the bin in which the threshold lies, once a bin; both are kept in the user's cache folder. Tied tensors count once,
+    buffers do not.
     """
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self._upper: dict[tuple[str, str], Tensor] = {}
+        self._upper: dict[tuple[str, str, StatisticKind | None], Tensor] = {}
         self._kept: OrderedDict[tuple[str, Inputs], Tensors] = OrderedDict()
         self._kept_bytes = 0
-        self._refined: OrderedDict[tuple[str, str, int], Tensor] = OrderedDict()
+        self._alphas: OrderedDict[str, float] = OrderedDict()
+        self._lock, self._kept_lock, self._alpha_lock = Lock(), Lock(), Lock()
+        self._refined: OrderedDict[tuple[str, str, StatisticKind | None, int], Tensor] = OrderedDict()
 
-    def threshold(self, alias: str, base: str, density: float) -> float:
+    def threshold(self, alias: str, base: str, density: float, kind: StatisticKind | None = None) -> float:
         """Return the magnitude from which an entry is in the top `density` of the model's whole task vector.
 
         Args:
             alias: the source.
             base: what its task vector is taken from.
             density: share kept, in (0, 1].
+            kind: of the importance that magnitudes are weighed with (`graft_score`), over the parameters that have
+                one; None: they count as they are.
 
         Returns:
             The exact k-th largest |τ|, k = int(density · number of entries), at least 1.
         """
-        counts = self._histogram(alias, base)
-        upper, rank = boundary_bin(counts, kept_count(int(counts.sum()), density))
-        lower, _ = boundary_bin(self._refinement(alias, base, upper), rank)
+        with self._lock:  # one thread makes a histogram, the others wait for it
+            counts = self._histogram(alias, base, kind)
+            upper, rank = boundary_bin(counts, kept_count(int(counts.sum()), density))
+            lower, _ = boundary_bin(self._refinement(alias, base, kind, upper), rank)
         return pattern_value(upper, lower)
+
+    def alpha(self, recipe: str, compute: Callable[[Sources], float]) -> float:
+        """Return the α that LiNeS takes from a whole merge, computed once.
+
+        Args:
+            recipe: what it depends on beside the sources, as a digest.
+            compute: computes it over the sources.
+        """
+        with self._alpha_lock:  # one thread computes it, the others wait for it
+            if recipe not in self._alphas:
+                self._alphas[recipe] = compute(self._sources)
+                if len(self._alphas) > _KEPT_ALPHAS:
+                    self._alphas.popitem(last=False)
+            return self._alphas[recipe]
 
     def keeper(self, inputs: Inputs) -> Callable[[str, Callable[[], Tensors]], Tensors]:
         """Return the function with which a kernel keeps what depends on its inputs alone (`Context.kept`).
@@ -75,46 +105,74 @@ class Statistics:
 
         def kept(what: str, make: Callable[[], Tensors]) -> Tensors:
             key = (what, inputs)
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
+            with self._kept_lock:
+                if key in self._kept:
+                    self._kept.move_to_end(key)
+                    return self._kept[key]
             made = make()
             size = _num_bytes(made)
             if size <= _KEPT_BYTES:
-                self._kept[key] = made
-                self._kept_bytes += size
-                while self._kept_bytes > _KEPT_BYTES:
-                    self._kept_bytes -= _num_bytes(self._kept.popitem(last=False)[1])
+                with self._kept_lock:
+                    if key in self._kept:
+                        self._kept_bytes -= _num_bytes(self._kept.pop(key))
+                    self._kept[key] = made
+                    self._kept_bytes += size
+                    while self._kept_bytes > _KEPT_BYTES:
+                        self._kept_bytes -= _num_bytes(self._kept.popitem(last=False)[1])
             return made
 
         return kept
 
-    def _histogram(self, alias: str, base: str) -> Tensor:
-        key = (alias, base)
+    def _histogram(self, alias: str, base: str, kind: StatisticKind | None) -> Tensor:
+        key = (alias, base, kind)
         if key not in self._upper:
-            counts = torch.zeros(UPPER_BINS, dtype=torch.int64)
-            for delta in self._task_vector(alias, base):
-                counts += magnitude_histogram(delta).cpu()
-            self._upper[key] = counts
+            self._upper[key] = self._counted(key, None, UPPER_BINS, magnitude_histogram)
         return self._upper[key]
 
-    def _refinement(self, alias: str, base: str, upper: int) -> Tensor:
-        key = (alias, base, upper)
+    def _refinement(self, alias: str, base: str, kind: StatisticKind | None, upper: int) -> Tensor:
+        key = (alias, base, kind, upper)
         if key not in self._refined:
-            counts = torch.zeros(LOWER_BINS, dtype=torch.int64)
-            for delta in self._task_vector(alias, base):
-                counts += refined_histogram(delta, upper).cpu()
-            self._refined[key] = counts
+            self._refined[key] = self._counted(
+                key[:3], upper, LOWER_BINS, lambda delta: refined_histogram(delta, upper)
+            )
             if len(self._refined) > _KEPT_BINS:
                 self._refined.popitem(last=False)
         self._refined.move_to_end(key)
         return self._refined[key]
 
-    def _task_vector(self, alias: str, base: str) -> Iterator[Tensor]:
+    def _counted(
+        self,
+        of: tuple[str, str, StatisticKind | None],
+        upper: int | None,
+        bins: int,
+        histogram: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Return the sum of a histogram over a task vector, from the cache between processes where it is known."""
+
+        def count() -> Tensor:
+            counts = torch.zeros(bins, dtype=torch.int64)
+            for delta in self._task_vector(*of):
+                counts += histogram(delta).cpu()
+            return counts
+
+        alias, base, kind = of
+        infos = self._sources.infos
+        if any(isinstance(self._sources.configs[one].model, Recipe) for one in (alias, base)):
+            return count()  # a nested recipe may be a candidate's own
+        measured = "" if kind is None else infos[alias].statistics[kind]
+        bin_ = -1 if upper is None else upper
+        contents: list[str | int] = [infos[alias].content_hash, infos[base].content_hash, measured, bin_]
+        return kept_on_disk(contents, bins, count)
+
+    def _task_vector(self, alias: str, base: str, kind: StatisticKind | None) -> Iterator[Tensor]:
         for name in parameter_names(self._sources.models[base]):
             # The same subtraction in the same precision as in a kernel: a threshold is compared for equality.
-            yield self._sources.working(alias, name).float() - self._sources.working(base, name).float()
+            delta = self._sources.working(alias, name).float() - self._sources.working(base, name).float()
+            if kind is None:
+                yield delta
+            elif (found := self._sources.measured(alias, kind, name, str(delta.device))) is not None:
+                yield graft_score(delta, found.tensor)
 
 
 def _num_bytes(tensors: Tensors) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return _ENTRY_BYTES + sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -10,7 +10,23 @@ from typing import TYPE_CHECKING, cast
 
 from evomerge.documents import did_you_mean
 from evomerge.errors import RecipeError
-from evomerge.operators import pruned, sparsified, spherical, weighted
+from evomerge.operators import (
+    adapters,
+    consensus,
+    fused,
+    interference,
+    overlap,
+    pairs,
+    projections,
+    pruned,
+    scored,
+    soups,
+    sparsified,
+    spectral,
+    spherical,
+    statistical,
+    weighted,
+)
 from evomerge.operators.metadata import Invariant, OperatorSpec, Parameter, Resolved, Scalar, Setting
 
 if TYPE_CHECKING:
@@ -29,7 +45,27 @@ __all__ = [
     "specs",
 ]
 
-_SPECS = {spec.name: spec for spec in (*weighted.SPECS, *spherical.SPECS, *sparsified.SPECS, *pruned.SPECS)}
+_SPECS: dict[str, OperatorSpec] = {
+    spec.name: spec
+    for family in (
+        weighted,
+        spherical,
+        soups,
+        pairs,
+        sparsified,
+        pruned,
+        overlap,
+        consensus,
+        fused,
+        scored,
+        spectral,
+        interference,
+        projections,
+        adapters,
+        statistical,
+    )
+    for spec in family.SPECS
+}
 
 
 def specs() -> tuple[OperatorSpec, ...]:

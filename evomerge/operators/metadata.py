@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
 
 from evomerge.documents import did_you_mean
 from evomerge.errors import RecipeError
@@ -20,6 +20,9 @@ Setting = Scalar | Mapping[str, Scalar]
 """As written in a recipe: one value, or one value a source alias."""
 Resolved = Scalar | tuple[Scalar, ...]
 """As a kernel receives it: one value, or one value a source, in the order of the tensors."""
+StatisticKind = Literal["fisher", "adam", "gram"]
+"""What is measured of a source beforehand, and kept in files: a diagonal Fisher, Adam's second moments, Gram matrices.
+"""
 SMALLEST_SUM = 1e-8
 """A sum of weights nearer to zero than this divides by 1 instead (mergekit's rule)."""
 
@@ -71,6 +74,23 @@ class Parameter:
             raise RecipeError(f"{where} must lie in {self.range_text()}, got {value!r}")
         return int(value) if self.kind == "int" else float(value)
 
+    @property
+    def range(self) -> tuple[Scalar, ...]:
+        """What a space may search it over: the two ends of a range, or all values.
+
+        `search` where it is given, else the allowed range. An end that is open is replaced by a hundredth of the
+        default; one that is unbounded by 0 below, and by twice the default above.
+        """
+        if self.kind == "bool":
+            return False, True
+        if self.kind == "choice":
+            return self.choices
+        if self.search is not None:
+            return self.search
+        usual = float(self.default)
+        low = 0.0 if self.low is None else usual / 100 if self.low_open else self.low
+        return low, 2 * usual if self.high is None else self.high
+
     def range_text(self) -> str:
         """Return the allowed range as an interval, for instance `(0, 1]`."""
         left = "(" if self.low is None or self.low_open else "["
@@ -114,7 +134,16 @@ class OperatorSpec:
     """The widest region that one output element can depend on."""
     random: bool = False
     """Whether the kernel draws masks from `Context.seed`."""
+    needs: tuple[str, ...] = ()
+    """Kinds of statistic that every source must have; the name of a parameter stands for the kind that is its value."""
+    adapters: bool = False
+    """Whether it works on low-rank factors: every source must be a LoRA adapter on the base."""
     invariants: tuple[Invariant, ...] = ()
+
+    def data(self) -> dict[str, Any]:
+        """Return everything as plain data, each parameter with its `range`."""
+        parameters = [{**asdict(parameter), "range": parameter.range} for parameter in self.parameters]
+        return {**asdict(self), "parameters": parameters}
 
     def parameter(self, name: str) -> Parameter:
         """Return the declaration of a parameter.
@@ -168,6 +197,10 @@ class OperatorSpec:
                 )
         absent: Scalar = 0.0 if parameter.name == "weight" else parameter.default
         return tuple(parameter.check(value.get(alias, absent), self.name) for alias in sources)
+
+    def statistics(self, params: Mapping[str, Resolved]) -> tuple[StatisticKind, ...]:
+        """Return the kinds of statistic that the method needs of each source under some parameters."""
+        return tuple(cast("StatisticKind", params.get(name, name)) for name in self.needs)
 
     def check_count(self, count: int) -> None:
         """Refuse a number of sources (base not counted) that the method cannot blend.

@@ -1,7 +1,7 @@
 """Normal noise from a counter-based generator: a pure function of a seed and the place of a weight.
 
-The uniform words are those of the masks: word i is mix(key + (i + 1)·γ) with `mix` the finaliser of SplitMix64 (Steele,
-Lea and Flood 2014, doi:10.1145/2660193.2660195) and the key from the seed. Words 2i and 2i + 1 give weights 2i and
+Word i is mix(key + (i + 1)·γ) with `mix` the finaliser of SplitMix64 (Steele, Lea and Flood 2014,
+doi:10.1145/2660193.2660195) and the key from the seed. Words 2i and 2i + 1 give weights 2i and
 2i + 1 by the transform of Box and Muller 1958 (doi:10.1214/aoms/1177706645), in double precision. So any block of
 the noise can be made alone, on any shard; only the last bit of logarithm, sine and cosine is the NumPy build's own.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evomerge.operators.metadata import Invariant, OperatorSpec, Parameter
-from evomerge.operators.sparsified import ZERO_SIGN, density, normalize, rescale, scale, weight
+from evomerge.operators.sparsified import TRIM_RESCALE, ZERO_SIGN, density, normalize, rescale, scale, weight
 
 _TOP = Parameter(
     name="top",
@@ -44,7 +44,7 @@ BREADCRUMBS = OperatorSpec(
     summary="Drops the largest and the smallest entries of each task vector, and sums the rest.",
     paper=_BREADCRUMBS,
     kernel="evomerge.operators.kernels.pruned:breadcrumbs",
-    parameters=(weight(), _BAND, _TOP, scale(None), normalize(default=False, summary=_SUM), _SCOPE),
+    parameters=(weight(), _BAND, _TOP, scale(None), normalize(default=False, summary=_SUM), _SCOPE, TRIM_RESCALE),
     base="required",
     scope="tensor",
     invariants=_LAWS,
@@ -56,7 +56,16 @@ BREADCRUMBS_TIES = OperatorSpec(
     summary="Drops the largest and the smallest entries, elects a sign, sums those that agree.",
     paper=f"{_BREADCRUMBS}, with the election of Yadav et al. 2023, arXiv:2306.01708",
     kernel="evomerge.operators.kernels.pruned:breadcrumbs_ties",
-    parameters=(weight(), _BAND, _TOP, scale(None), normalize(default=False, summary=_MEAN), _SCOPE, ZERO_SIGN),
+    parameters=(
+        weight(),
+        _BAND,
+        _TOP,
+        scale(None),
+        normalize(default=False, summary=_MEAN),
+        _SCOPE,
+        TRIM_RESCALE,
+        ZERO_SIGN,
+    ),
     base="required",
     scope="tensor",
     invariants=_LAWS,

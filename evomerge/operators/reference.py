@@ -21,6 +21,8 @@ Every method computes in float32 (angles and norms in float64), and the result i
 dtype once. A parameter marked *per source* takes one value, or a mapping from source alias to value. A
 parameter is searched over its range unless the space names another; one without a range is searched only when
 a space names it.
+
+LiNeS and a global scale go on top of any of these: [parameter_space.md](parameter_space.md).
 """
 
 _NOTES = """\
@@ -40,6 +42,35 @@ _NOTES = """\
   source content): the same on every device, whatever the sharding or the order of the sources. Masks nest:
   what is kept at one density is kept at every higher one, so a score is a smoother function of the density.
   Two sources of the same content have the same mask.
+* **model_stock** has no absolute lower bound for norms (mergekit's returns tensors of light fine-tunes to the
+  base) and stops at the base where the angles are obtuse on average; `clip: false` goes beyond it, as mergekit.
+* **arcee_fusion** takes exact quantiles of tensors of any size (mergekit: of a sample without a seed), and a
+  divergence in float64. **nearswap** is θ_0 + clip(δ, -t, t) for every t.
+* **ram, ramplus** count a difference above `epsilon` as a change: an absolute size, as in mergekit. ramplus
+  counts shares tensor by tensor (mergekit's `ramplus_tl`).
+* **consensus** is Consensus Merging over the sum of task vectors. **tall_mask** with one source retrieved is
+  that task's model, with several the union of their masks.
+* **varm** gives a source that did not change weight 0. **sce** selects everything where the sources do not
+  differ, keeps entries that equal the threshold, and has no absolute lower bound for weights; `mask_scope:
+  coefficient` selects for the weights alone, as the released code does.
+* **pcb** ranks in each tensor, not over the whole model. Its agreement term is divided by the task vectors' mean
+  square, so that their size does not matter; the released code is the limit of a small `gain`.
+* **widen** gives columns that moved alike the mean of their ranks; `ties: position` is the released order.
+* **mwa** could not be compared with the paper's map from metric to weight: its families have names of their own.
+* **tsv_m, tsv_outlier, iso_c, iso_cts, star, knots, wudi, swudi, optmerge, opcm, doge** decompose matrices: tensors
+  of two dimensions within the layers. Norms, biases, embeddings and the head become λ times the mean of the w_i τ_i,
+  or stay the base's (`others`); in opcm they are summed at the mean length. Matrices are read as (outputs, inputs)
+  however the model stores them. Decompositions use the float64 Gram matrix of the smaller side; singular values below
+  1e-6 of the largest, or below what rounding to float32 makes, are 0, so low-rank sources gain no arbitrary
+  directions. Where sources are LoRA adapters on the base, QR factors and the SVD of the small core take its place.
+  What does not depend on weights and scales is kept from one candidate of a search to the next.
+* **wudi** is the exact minimum where the released code takes 300 steps of Adam, whose result depends on the size of
+  the weights; **swudi** and **optmerge** follow the gradient flow, `time` in place of a number of steps. A weight of 0
+  takes a source out of the loss too, so the result jumps there.
+* **opcm** scales each tensor by its own norms, where the paper takes those of the whole model. **doge** takes plain
+  gradient steps of a size that the task vectors set, in place of Adam's. **tsv_outlier** is not R-TSVM: only that
+  paper's abstract could be read.
+* **evo_merging** works on the factors of adapters, which must have one rank. All weights times -1 are the same merge.
 * A sum of weights nearer to 0 than 1e-8 divides by 1 (mergekit's rule), in `linear` and wherever else
   `normalize` divides by the sum of all weights. `linear` with no weight at all gives zeros, which the sanity
   gate rejects.
@@ -53,6 +84,7 @@ def markdown() -> str:
 
 def _method(spec: OperatorSpec) -> str:
     needs = "Needs a base" if spec.base == "required" else "Ignores the base"
+    needs += ", and every source is a LoRA adapter on it" if spec.adapters else ""
     count = f"exactly {spec.min_sources}" if spec.min_sources == spec.max_sources else f"{spec.min_sources}+"
     beside = " beside the base" if spec.base == "required" else ""
     region = (
@@ -61,12 +93,14 @@ def _method(spec: OperatorSpec) -> str:
         else f"The widest region that an element depends on is the {spec.scope}."
     )
     masks = " Draws random masks." if spec.random else ""
+    kinds = [" or ".join(f"`{kind}`" for kind in _kinds(spec, name)) for name in spec.needs]
+    measured = "".join(f" Needs the [statistic](statistics.md) {kind} of each source." for kind in kinds)
     lines = [
         f"## {spec.name}",
         "",
         spec.summary,
         "",
-        f"*{spec.paper}.* {needs}. Sources{beside}: {count}. {region}{masks}",
+        f"*{spec.paper}.* {needs}. Sources{beside}: {count}. {region}{masks}{measured}",
         "",
         "| parameter | values | default | searched over | meaning |",
         "|---|---|---|---|---|",
@@ -74,6 +108,11 @@ def _method(spec: OperatorSpec) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _kinds(spec: OperatorSpec, name: str) -> tuple[str, ...]:
+    """Return the kinds of statistic that one entry of `needs` may stand for."""
+    return next((parameter.choices for parameter in spec.parameters if parameter.name == name), (name,))
 
 
 def _row(parameter: Parameter) -> str:

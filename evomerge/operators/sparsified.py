@@ -58,6 +58,15 @@ def rescale() -> Parameter:
     )
 
 
+TRIM_RESCALE = Parameter(
+    name="rescale",
+    kind="choice",
+    default="none",
+    choices=("none", "l1"),
+    summary="what makes up for dropped entries: nothing (the paper), or the L1 norm (mergekit's rescale)",
+)
+
+
 _RANDOM_DENSITY = density(0.5, "share of entries kept at random, each with this probability")
 
 TIES = OperatorSpec(
@@ -78,6 +87,7 @@ TIES = OperatorSpec(
             choices=("tensor", "row", "global"),
             summary="where the largest are sought: in each tensor, each row, or the whole model (the paper)",
         ),
+        TRIM_RESCALE,
         ZERO_SIGN,
     ),
     base="required",

@@ -21,6 +21,13 @@ SLERP = OperatorSpec(
             search=(0.0, 1.0),
             summary="position on the arc: 0 is the base, 1 the other source",
         ),
+        Parameter(
+            name="straight",
+            default=1.0,
+            low=0.0,
+            high=1.0,
+            summary="|cosine| beyond which the chord is followed instead of the arc (mergekit: 0.9995)",
+        ),
     ),
     base="required",
     min_sources=1,

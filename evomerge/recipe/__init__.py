@@ -4,6 +4,7 @@ from evomerge.recipe.blends import Blend, BlendConfig, SegmentConfig
 from evomerge.recipe.copies import copied, simplified
 from evomerge.recipe.expansion import ExpandedLayer, ExpandedRecipe, expand
 from evomerge.recipe.identity import SourceInfo, canonical, identity
+from evomerge.recipe.lines import Lines, LinesConfig
 from evomerge.recipe.resolution import (
     CHROMOSOMES,
     GROUPS,
@@ -12,6 +13,8 @@ from evomerge.recipe.resolution import (
     ExpandedSegment,
     Group,
     Module,
+    Rule,
+    blend_of,
     written_segments,
 )
 from evomerge.recipe.schema import (
@@ -21,6 +24,8 @@ from evomerge.recipe.schema import (
     PartConfig,
     Recipe,
     SourceConfig,
+    TensorsConfig,
+    TokenConfig,
     TokenizerConfig,
     read_recipe,
 )
@@ -38,14 +43,20 @@ __all__ = [
     "ExpandedSegment",
     "Group",
     "LayerConfig",
+    "Lines",
+    "LinesConfig",
     "Module",
     "ModulesConfig",
     "PartConfig",
     "Recipe",
+    "Rule",
     "SegmentConfig",
     "SourceConfig",
     "SourceInfo",
+    "TensorsConfig",
+    "TokenConfig",
     "TokenizerConfig",
+    "blend_of",
     "canonical",
     "copied",
     "expand",

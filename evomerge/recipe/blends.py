@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -19,6 +19,7 @@ from evomerge.documents import Key, did_you_mean
 from evomerge.errors import ConfigError, RecipeError
 from evomerge.operators.metadata import OperatorSpec, Parameter, Resolved, Scalar, Setting
 from evomerge.recipe.faults import RecipePathError
+from evomerge.recipe.lines import Lines
 
 
 class BlendConfig(BaseModel):
@@ -31,6 +32,8 @@ class BlendConfig(BaseModel):
     __pydantic_extra__: dict[str, Any]
 
     method: str | None = None
+    base: str | None = None
+    """Alias of the base of this blend; left out: the recipe's."""
 
     @model_validator(mode="before")
     @classmethod
@@ -48,7 +51,7 @@ class BlendConfig(BaseModel):
     @property
     def is_empty(self) -> bool:
         """Whether it says nothing."""
-        return self.method is None and not self.settings
+        return self.method is None and self.base is None and not self.settings
 
 
 class SegmentConfig(BlendConfig):
@@ -103,6 +106,8 @@ class Blend:
     """Alias of the base, where the method requires one; else None."""
     params: Mapping[str, Resolved]
     """Every declared parameter; a tuple with one value a source where it is per source."""
+    lines: Lines | None = None
+    """How much of the result is kept, as opposed to the base; None: all of it."""
 
 
 Link = tuple[Key, BlendConfig | None]
@@ -144,14 +149,19 @@ def resolve(chain: Sequence[Link], place: Place) -> Blend:
     """
     method: str | None = None
     where: Key = place.path
+    base: tuple[Key, str] | None = None
     found: dict[str, _Found] = {}
+    outer = place
     for path, config in chain:
         if config is None:
             continue
         if config.method is not None:
             if method is not None and config.method != method:
-                found = {}
+                found, base, place = {}, None, outer
             method, where = config.method, (*path, "method")
+        if config.base is not None:
+            base = ((*path, "base"), config.base)
+            place = _with_base(*base, place)
         written = {name: _Found((*path, name), value) for name, value in config.settings.items()}
         if method is not None:
             # Checked here as well as below, for what a later link discards.
@@ -160,8 +170,16 @@ def resolve(chain: Sequence[Link], place: Place) -> Blend:
     if method is None:
         raise _no_method(found, place)
     spec = _spec(method, where)
+    if base is not None and spec.base == "ignored":
+        raise RecipePathError(base[0], f"method {method!r} takes no base; leave it out")
     _check(spec, found, place)
     return _complete(spec, where, found, place)
+
+
+def _with_base(path: Key, alias: str, place: Place) -> Place:
+    if alias not in place.aliases:
+        raise RecipePathError(path, f"{alias!r} is not a source of this recipe{did_you_mean(alias, place.aliases)}")
+    return replace(place, base=alias)
 
 
 def _no_method(found: Mapping[str, _Found], place: Place) -> RecipePathError:

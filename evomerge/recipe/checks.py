@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from evomerge.documents import Key, did_you_mean
 from evomerge.recipe.faults import RecipePathError
 from evomerge.recipe.resolution import (
     CHROMOSOMES,
+    blends_in,
     full_take,
     layer_blends,
+    layer_rules,
     part_blend,
+    part_rules,
     segment_blends,
     written_segments,
 )
@@ -28,10 +31,12 @@ def check_recipe(recipe: Recipe) -> None:
         RecipeError: with the key path of the first fault.
     """
     _check_aliases(recipe)
+    if recipe.lines is not None and recipe.base is None:
+        raise RecipePathError(("lines",), f"needs a base; name it, for instance `base: {next(iter(recipe.sources))}`")
     if recipe.segments is not None:
         _check_segments(recipe)
         return
-    part_blend(recipe, "embeddings")
+    _check_part(recipe, "embeddings")
     for index, layer in enumerate(recipe.layers or ()):
         for alias, depth in layer.take.items():
             path: Key = ("layers", index, "take", alias)
@@ -40,10 +45,23 @@ def check_recipe(recipe: Recipe) -> None:
                 raise RecipePathError(path, f"layers are counted from 0, got {depth}")
         if layer.scale == 0:
             raise RecipePathError(("layers", index, "scale"), "must not be 0, which would erase the stream")
-        full_take(recipe, index, layer_blends(recipe, index, layer))
+        rules = layer_rules(recipe, index, layer)
+        take = full_take(recipe, index, [*layer_blends(recipe, index, layer).values(), *blends_in(rules)])
+        if recipe.lines is not None and recipe.base not in take:
+            text = "`lines` needs to know from which layer of the base this one sets off; take one of the base too"
+            raise RecipePathError(("layers", index, "take"), text)
     if recipe.layers is None:
         layer_blends(recipe, None, None)
-    part_blend(recipe, "head")
+        layer_rules(recipe, None, None)
+    _check_part(recipe, "head")
+
+
+def _check_part(recipe: Recipe, part: Literal["embeddings", "head"]) -> None:
+    config = recipe.embeddings if part == "embeddings" else recipe.head
+    for index, alias in enumerate((config.take if config else None) or ()):
+        _check_alias(recipe, (part, "take", index), alias)
+    part_blend(recipe, part)
+    part_rules(recipe, part)
 
 
 def _check_alias(recipe: Recipe, path: Key, alias: str) -> None:
@@ -60,11 +78,14 @@ def _check_aliases(recipe: Recipe) -> None:
     if tokenizer is not None:
         for index, alias in enumerate(tokenizer.union or ()):
             _check_alias(recipe, ("tokenizer", "union", index), alias)
+        for token, rule in tokenizer.tokens.items():
+            if rule.from_ is not None:
+                _check_alias(recipe, ("tokenizer", "tokens", token, "from"), rule.from_)
 
 
 def _check_segments(recipe: Recipe) -> None:
-    for key in ("layers", "modules", "embeddings", "head"):
-        if getattr(recipe, key) is not None:
+    for key in ("layers", "modules", "embeddings", "head", "tensors", "lines"):
+        if getattr(recipe, key):
             raise RecipePathError((key,), "cannot stand beside `segments`, which cover the whole model")
     if isinstance(recipe.segments, Mapping):
         for name in recipe.segments:

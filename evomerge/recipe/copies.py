@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from evomerge import operators
 from evomerge.operators.metadata import SMALLEST_SUM, Resolved
 from evomerge.recipe.blends import Blend, copy_of
@@ -9,6 +11,16 @@ from evomerge.recipe.blends import Blend, copy_of
 
 def simplified(blend: Blend) -> Blend:
     """Return the blend without sources of weight 0; a copy of one source, whatever the method, as such."""
+    lines = blend.lines
+    if lines is None:
+        return _simplified(blend)
+    if lines.is_zero:
+        return copy_of(lines.base)
+    plain = _simplified(replace(blend, lines=None))
+    return plain if lines.is_one or copied(plain) == lines.base else replace(plain, lines=lines)
+
+
+def _simplified(blend: Blend) -> Blend:
     weights = blend.params.get("weight")
     if not isinstance(weights, tuple):
         return blend

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from evomerge.recipe.blends import Blend
 from evomerge.recipe.faults import RecipePathError
+from evomerge.recipe.lines import Lines, LinesConfig
 from evomerge.recipe.resolution import (
     GROUPS,
     MODULES,
     Chromosome,
     ExpandedSegment,
     Module,
+    Rule,
+    blends_in,
     full_take,
     layer_blends,
+    layer_rules,
     part_blend,
+    part_rules,
     segment_blends,
 )
 
@@ -33,6 +39,8 @@ class ExpandedLayer:
     scale: float
     """Factor on the hidden stream that enters the layer."""
     blends: Mapping[Module, Blend]
+    rules: tuple[Rule, ...] = ()
+    """Exceptions for single tensors; the first that matches counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,14 @@ class ExpandedRecipe:
     segments: Mapping[Chromosome, tuple[ExpandedSegment, ...]] = field(default_factory=dict)
     """Where there are any, they say how everything blends, and the other blends say nothing. Segments that come to one
     blend for each module group are spelled out as layers instead."""
+    embedding_rules: tuple[Rule, ...] = ()
+    """Exceptions for single tensors outside of the layers and the head; the first that matches counts."""
+    head_rules: tuple[Rule, ...] = ()
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether single tensors have blends of their own."""
+        return bool(self.embedding_rules or self.head_rules) or any(layer.rules for layer in self.layers)
 
 
 def expand(recipe: Recipe, num_layers: Mapping[str, int]) -> ExpandedRecipe:
@@ -69,10 +85,49 @@ def expand(recipe: Recipe, num_layers: Mapping[str, int]) -> ExpandedRecipe:
         return _expand_segments(recipe, num_layers)
     embeddings, head = part_blend(recipe, "embeddings"), part_blend(recipe, "head")
     if recipe.layers is None:
-        layers = _one_to_one(recipe, num_layers, layer_blends(recipe, None, None))
+        layers = _one_to_one(recipe, num_layers, layer_blends(recipe, None, None), layer_rules(recipe, None, None))
     else:
         layers = _written(recipe, num_layers)
-    return ExpandedRecipe(layers, embeddings, head, recipe.dtype, recipe.seed, recipe.base)
+    expanded = ExpandedRecipe(
+        layers,
+        embeddings,
+        head,
+        recipe.dtype,
+        recipe.seed,
+        recipe.base,
+        embedding_rules=part_rules(recipe, "embeddings"),
+        head_rules=part_rules(recipe, "head"),
+    )
+    if recipe.lines is None or recipe.base is None or recipe.lines.is_neutral:
+        return expanded
+    return _with_lines(expanded, recipe.lines, recipe.base)
+
+
+def _with_lines(expanded: ExpandedRecipe, config: LinesConfig, base: str) -> ExpandedRecipe:
+    auto = hashlib.sha256(repr(expanded).encode()).hexdigest() if config.alpha == "auto" else ""
+    alpha = 0.0 if config.alpha == "auto" else config.alpha
+    last = len(expanded.layers) - 1
+
+    def ruled(rules: tuple[Rule, ...], lines: Lines) -> tuple[Rule, ...]:
+        return tuple(
+            Rule(rule.patterns, {group: replace(blend, lines=lines) for group, blend in rule.blends.items()})
+            for rule in rules
+        )
+
+    layers = []
+    for index, layer in enumerate(expanded.layers):
+        lines = Lines(base, alpha + (config.beta * index / last if last else 0.0), auto)
+        blends = {module: replace(blend, lines=lines) for module, blend in layer.blends.items()}
+        layers.append(replace(layer, blends=blends, rules=ruled(layer.rules, lines)))
+    outside = Lines(base, alpha, auto)
+    return replace(
+        expanded,
+        layers=tuple(layers),
+        embeddings=replace(expanded.embeddings, lines=outside),
+        head=replace(expanded.head, lines=outside),
+        embedding_rules=ruled(expanded.embedding_rules, outside),
+        head_rules=ruled(expanded.head_rules, outside),
+    )
 
 
 def _expand_segments(recipe: Recipe, num_layers: Mapping[str, int]) -> ExpandedRecipe:
@@ -85,7 +140,7 @@ def _expand_segments(recipe: Recipe, num_layers: Mapping[str, int]) -> ExpandedR
 
 
 def _one_to_one(
-    recipe: Recipe, num_layers: Mapping[str, int], blends: Mapping[Module, Blend]
+    recipe: Recipe, num_layers: Mapping[str, int], blends: Mapping[Module, Blend], rules: tuple[Rule, ...] = ()
 ) -> tuple[ExpandedLayer, ...]:
     depths = {alias: num_layers[alias] for alias in recipe.sources}
     if len(set(depths.values())) > 1:
@@ -93,17 +148,18 @@ def _one_to_one(
         text = f"the sources differ in depth ({listed}), so `layers` must say which layers are taken"
         raise RecipePathError(("layers",), text)
     depth = next(iter(depths.values()))
-    return tuple(ExpandedLayer(dict.fromkeys(depths, index), 1.0, blends) for index in range(depth))
+    return tuple(ExpandedLayer(dict.fromkeys(depths, index), 1.0, blends, rules) for index in range(depth))
 
 
 def _written(recipe: Recipe, num_layers: Mapping[str, int]) -> tuple[ExpandedLayer, ...]:
     layers = []
     for index, layer in enumerate(recipe.layers or ()):
         blends = layer_blends(recipe, index, layer)
-        take = full_take(recipe, index, blends)
+        rules = layer_rules(recipe, index, layer)
+        take = full_take(recipe, index, [*blends.values(), *blends_in(rules)])
         for alias, depth in take.items():
             if not 0 <= depth < num_layers[alias]:
                 text = f"{alias!r} has layers 0 to {num_layers[alias] - 1}, got {depth}"
                 raise RecipePathError(("layers", index, "take", alias), text)
-        layers.append(ExpandedLayer(take, layer.scale, blends))
+        layers.append(ExpandedLayer(take, layer.scale, blends, rules))
     return tuple(layers)

@@ -21,7 +21,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from evomerge import operators
@@ -30,8 +30,8 @@ from evomerge.recipe.blends import Blend
 from evomerge.recipe.copies import copied, simplified
 from evomerge.recipe.expansion import expand
 from evomerge.recipe.faults import RecipePathError
-from evomerge.recipe.resolution import GROUPS, MODULES, Module
-from evomerge.recipe.schema import Recipe
+from evomerge.recipe.resolution import GROUPS, MODULES, Group, Module, Rule
+from evomerge.recipe.schema import Recipe, TokenConfig
 
 _VERSION = 2
 """Counts changes of the canonical form: identities of different versions never meet."""
@@ -47,10 +47,13 @@ class SourceInfo:
     """What the canonical form needs to know of a source."""
 
     content_hash: str
-    """Of a checkpoint the hash of its content, of a nested recipe `recipe:` and its identity."""
+    """Of a checkpoint the hash of its content, of a nested recipe `recipe:` and its identity; `aligned:` and a hash
+    where the recipe's vocabulary moves its rows."""
     num_layers: int
     inner: Mapping[str, SourceInfo] | None = None
     """Of a nested recipe, what is known of its own sources; left out: of equal sources of the outer recipe."""
+    statistics: Mapping[str, str] = field(default_factory=dict)
+    """Kind -> content hash of what was measured of it; counts where a method needs it."""
 
 
 def canonical(recipe: Recipe, infos: Mapping[str, SourceInfo]) -> dict[str, Any]:
@@ -113,6 +116,10 @@ class _Model:
             form["layers"] = [self._layer(index) for index in range(len(self.expanded.layers))]
             blends += [form["embeddings"], form["head"]]
             blends += [layer[module] for layer in form["layers"] for module in MODULES]
+            if self.expanded.has_rules:
+                form["rules"] = self._outside_rules()
+                found = [*form["rules"].values(), *(layer["rules"] for layer in form["layers"])]
+                blends += [blend for rules in found for rule in rules for blend in rule["blends"].values()]
         if any(operators.get(blend["method"]).random for blend in blends):
             form["seed"] = self.expanded.seed
         return form
@@ -127,11 +134,13 @@ class _Model:
         info = self._infos.get(alias)
         if info is not None and info.inner is not None:
             return info.inner
+        if config.model.tokenizer is not None and not config.model.tokenizer.is_plain:
+            return None
         known: dict[str, SourceInfo] = {}
         for name, source in config.model.sources.items():
             same = [outer for outer, own in self.recipe.sources.items() if own == source and outer in self._infos]
-            if not same:
-                return None
+            if not same or self._infos[same[0]].content_hash.startswith("aligned:"):
+                return None  # aligned to the outer recipe's vocabulary, which the inner one does not know
             known[name] = self._infos[same[0]]
         return known
 
@@ -155,10 +164,22 @@ class _Model:
 
     def _tokenizer(self) -> Any:
         config = self.recipe.tokenizer
+        extra: dict[str, Any] = {}
+        if config is not None and config.tokens:
+            extra["tokens"] = {token: self._token(rule) for token, rule in config.tokens.items()}
+        if config is not None and config.pad_to_multiple_of is not None:
+            extra["pad_to_multiple_of"] = config.pad_to_multiple_of
+        if config is not None and (config.union is not None or config.missing != "mean"):
+            extra["missing"] = config.missing
         if config is not None and config.union is not None:
-            return {"union": [self.tokenizer_of(alias) for alias in config.union], "missing": config.missing}
+            return {"union": [self.tokenizer_of(alias) for alias in config.union], **extra}
         source = self.tokenizer_source()
-        return self.tokenizer_of(source) if source is not None else None
+        found = self.tokenizer_of(source) if source is not None else None
+        return {"from": found, **extra} if extra else found
+
+    def _token(self, rule: TokenConfig) -> dict[str, Any]:
+        origin = None if rule.from_ is None else self.content(rule.from_)
+        return {"from": origin, "token": rule.token, "zero": rule.zero, "everywhere": rule.everywhere}
 
     def tokenizer_source(self) -> str | None:
         """Return the alias whose tokenizer this model has as it is, or None."""
@@ -177,7 +198,8 @@ class _Model:
 
     def copied_at(self, place: Place) -> str | None:
         """Return the alias whose tensors stand at a place as they are, or None."""
-        return copied(simplified(self._blend_at(place))) if not self.expanded.segments else None
+        whole = not (self.expanded.segments or self.expanded.has_rules)
+        return copied(simplified(self._blend_at(place))) if whole else None
 
     def _blend_at(self, place: Place) -> Blend:
         if place[0] == "layer":
@@ -218,6 +240,9 @@ class _Model:
             if any(self.copied_at(place) != alias for place in places):
                 return None
         source = self.tokenizer_source()
+        config = self.recipe.tokenizer
+        if config is not None and not config.is_plain:
+            return None
         same = source is not None and self.tokenizer_of(source) == self.tokenizer_of(alias)
         return alias if same else None
 
@@ -227,7 +252,30 @@ class _Model:
         layer = self.expanded.layers[index]
         # Products that no float64 holds make no model; such a route is told apart by its scales.
         scale = {"scale": layer.scale} if self._products is None else {"product": self._products[index]}
-        return scale | {module: self._blend(blend, ("layer", index, module)) for module, blend in layer.blends.items()}
+        form: dict[str, Any] = scale | {
+            module: self._blend(blend, ("layer", index, module)) for module, blend in layer.blends.items()
+        }
+        if self.expanded.has_rules:
+            places: dict[Group, Place] = {module: ("layer", index, module) for module in MODULES}
+            form["rules"] = self._rules(layer.rules, places)
+        return form
+
+    def _outside_rules(self) -> dict[str, list[dict[str, Any]]]:
+        expanded = self.expanded
+        return {
+            "embeddings": self._rules(expanded.embedding_rules, {"embeddings": _EMBEDDINGS}),
+            "head": self._rules(expanded.head_rules, {"head": _HEAD}),
+        }
+
+    def _rules(self, rules: tuple[Rule, ...], places: Mapping[Group, Place]) -> list[dict[str, Any]]:
+        """Return the form of exceptions for single tensors; their patterns count as written, for no name is known."""
+        return [
+            {
+                "patterns": sorted(set(rule.patterns)),
+                "blends": {group: self._blend(blend, places[group]) for group, blend in rule.blends.items()},
+            }
+            for rule in rules
+        ]
 
     def _segments(self) -> list[dict[str, Any]]:
         """Return the pieces of each set of module groups; groups that are one piece and blend alike are one set."""
@@ -265,14 +313,25 @@ class _Model:
         each = {name: value for name, value in blend.params.items() if isinstance(value, tuple)}
         sources = [
             {"content": content(alias), "params": {name: _plain(values[index]) for name, values in each.items()}}
+            | self._statistics(alias, blend)
             for index, alias in enumerate(blend.sources)
         ]
-        return {
+        lines = blend.lines
+        kept: dict[str, Any] = {}
+        if lines is not None:
+            kept["lines"] = {"base": content(lines.base), "factor": lines.factor + 0.0, "auto": bool(lines.auto)}
+        return kept | {
             "method": blend.method,
             "base": content(blend.base) if blend.base is not None else None,
             "params": {name: _plain(value) for name, value in shared.items()},
             "sources": sorted(sources, key=lambda source: json.dumps(source, sort_keys=True)),
         }
+
+    def _statistics(self, alias: str, blend: Blend) -> dict[str, Any]:
+        """Return the content hashes of what a blend needs to know of a source; nothing where it needs nothing."""
+        kinds = operators.get(blend.method).statistics(blend.params)
+        known = self._infos[alias].statistics if alias in self._infos else {}
+        return {"statistics": {kind: known.get(kind) for kind in kinds}} if kinds else {}
 
 
 def _products(scales: list[float]) -> tuple[float, ...] | None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, cast
 
-from evomerge.documents import Key
+from evomerge.documents import Key, did_you_mean, dotted_path
 from evomerge.recipe.blends import Blend, BlendConfig, Link, Place, copy_of, resolve
 from evomerge.recipe.copies import simplified
 from evomerge.recipe.faults import RecipePathError
+from evomerge.recipe.patterns import matches
 
 if TYPE_CHECKING:
     from evomerge.recipe.blends import SegmentConfig
-    from evomerge.recipe.schema import LayerConfig, ModulesConfig, Recipe
+    from evomerge.recipe.schema import LayerConfig, ModulesConfig, Recipe, TensorsConfig
 
 Module = Literal["attention", "mlp", "other"]
 MODULES: tuple[Module, ...] = ("attention", "mlp", "other")
@@ -36,15 +37,63 @@ class ExpandedSegment:
     """Seed -> factor, other than 0, of the noise that is added."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What holds at one place for the tensors whose names match."""
+
+    patterns: tuple[str, ...]
+    """Any of which."""
+    blends: Mapping[Group, Blend]
+    """By the module groups of the place."""
+
+
+def blend_of(name: str, group: Group, rules: Iterable[Rule], default: Blend) -> Blend:
+    """Return the blend of a tensor: that of the first rule that matches its name, else the default."""
+    return next((rule.blends[group] for rule in rules if matches(rule.patterns, name)), default)
+
+
+def blends_in(rules: Iterable[Rule]) -> list[Blend]:
+    """Return every blend of some rules."""
+    return [blend for rule in rules for blend in rule.blends.values()]
+
+
 def part_blend(recipe: Recipe, part: Literal["embeddings", "head"]) -> Blend:
-    """Resolve the blend of the embeddings or the head, in which all sources take part.
+    """Resolve the blend of the embeddings or the head, in which all sources take part unless it says which.
 
     Raises:
         RecipeError: with the key path of what is wrong.
     """
+    taken, chain = _part_chain(recipe, part)
     config = recipe.embeddings if part == "embeddings" else recipe.head
-    chain: list[Link] = [(("blend",), recipe.blend), ((part, "blend"), config.blend if config else None)]
-    return _blend(recipe, chain, (part,), tuple(recipe.sources))
+    if config is not None and config.take is not None and len(taken) == 1 and config.blend is None:
+        return copy_of(taken[0])
+    return _blend(recipe, chain, (part,), taken)
+
+
+def part_rules(recipe: Recipe, part: Literal["embeddings", "head"]) -> tuple[Rule, ...]:
+    """Resolve what is said of single tensors of the embeddings or the head, in order.
+
+    Raises:
+        RecipeError: with the key path of what is wrong.
+    """
+    taken, chain = _part_chain(recipe, part)
+    own = recipe.embeddings if part == "embeddings" else recipe.head
+    written = [
+        *_written_rules((part, "tensors"), own.tensors if own else ()),
+        *_written_rules(("tensors",), recipe.tensors),
+    ]
+    rules = []
+    for path, config in written:
+        rules.append(Rule(config.patterns, {part: _ruled(recipe, config, path, chain, (part,), taken)}))
+    return tuple(rules)
+
+
+def _part_chain(recipe: Recipe, part: Literal["embeddings", "head"]) -> tuple[tuple[str, ...], list[Link]]:
+    config = recipe.embeddings if part == "embeddings" else recipe.head
+    taken = tuple(recipe.sources)
+    if config is not None and config.take is not None:
+        taken = tuple(alias for alias in taken if alias in config.take)
+    return taken, [(("blend",), recipe.blend), ((part, "blend"), config.blend if config else None)]
 
 
 def layer_blends(recipe: Recipe, index: int | None, layer: LayerConfig | None) -> dict[Module, Blend]:
@@ -56,23 +105,70 @@ def layer_blends(recipe: Recipe, index: int | None, layer: LayerConfig | None) -
         RecipeError: with the key path of what is wrong.
     """
     path: Key = ("layers",) if index is None else ("layers", index)
-    taken = tuple(alias for alias in recipe.sources if layer is None or alias in layer.take)
-    own, own_modules = (None, None) if layer is None else (layer.blend, layer.modules)
-    silent = (own is None or own.is_empty) and all(
-        link is None or link.is_empty for link in _module_links(own_modules).values()
-    )
-    if len(taken) == 1 and len(recipe.sources) > 1 and silent:
+    taken = _taken(recipe, layer)
+    if _is_silent_copy(recipe, layer):
         return dict.fromkeys(MODULES, copy_of(taken[0]))
-    blends: dict[Module, Blend] = {}
-    for module in MODULES:
-        chain: list[Link] = [
-            (("blend",), recipe.blend),
-            (("modules", module), _module_links(recipe.modules)[module]),
-            ((*path, "blend"), own),
-            ((*path, "modules", module), _module_links(own_modules)[module]),
-        ]
-        blends[module] = _blend(recipe, chain, path, taken)
-    return blends
+    chains = {module: _layer_chain(recipe, path, layer, module) for module in MODULES}
+    return {module: _blend(recipe, chain, path, taken) for module, chain in chains.items()}
+
+
+def layer_rules(recipe: Recipe, index: int | None, layer: LayerConfig | None) -> tuple[Rule, ...]:
+    """Resolve what is said of single tensors of a layer, in the order in which the first match counts.
+
+    Raises:
+        RecipeError: with the key path of what is wrong.
+    """
+    path: Key = ("layers",) if index is None else ("layers", index)
+    taken = _taken(recipe, layer)
+    written = _written_rules((*path, "tensors"), () if layer is None else layer.tensors)
+    if not _is_silent_copy(recipe, layer):
+        written += _written_rules(("tensors",), recipe.tensors)
+    rules = []
+    for place, config in written:
+        blends: dict[Group, Blend] = {}
+        for module in MODULES:
+            chain = _layer_chain(recipe, path, layer, module)
+            blends[module] = _ruled(recipe, config, place, chain, path, taken)
+        rules.append(Rule(config.patterns, blends))
+    return tuple(rules)
+
+
+def _written_rules(path: Key, configs: Sequence[TensorsConfig]) -> list[tuple[Key, TensorsConfig]]:
+    return [((*path, number), config) for number, config in enumerate(configs)]
+
+
+def _taken(recipe: Recipe, layer: LayerConfig | None) -> tuple[str, ...]:
+    return tuple(alias for alias in recipe.sources if layer is None or alias in layer.take)
+
+
+def _is_silent_copy(recipe: Recipe, layer: LayerConfig | None) -> bool:
+    """Tell whether a written layer takes one of several sources and says nothing about a blend."""
+    if layer is None or len(_taken(recipe, layer)) != 1 or len(recipe.sources) == 1:
+        return False
+    links = (layer.blend, *_module_links(layer.modules).values())
+    return all(link is None or link.is_empty for link in links)
+
+
+def _layer_chain(recipe: Recipe, path: Key, layer: LayerConfig | None, module: Module) -> list[Link]:
+    own, own_modules = (None, None) if layer is None else (layer.blend, layer.modules)
+    return [
+        (("blend",), recipe.blend),
+        (("modules", module), _module_links(recipe.modules)[module]),
+        ((*path, "blend"), own),
+        ((*path, "modules", module), _module_links(own_modules)[module]),
+    ]
+
+
+def _ruled(
+    recipe: Recipe, config: TensorsConfig, written: Key, chain: Sequence[Link], path: Key, taken: tuple[str, ...]
+) -> Blend:
+    """Resolve one entry of `tensors`, which stands at `written`, at the place `path`."""
+    if config.from_ is None:
+        return _blend(recipe, [*chain, ((*written, "blend"), config.blend)], path, taken)
+    if config.from_ not in taken:
+        known = did_you_mean(config.from_, taken)
+        raise RecipePathError((*written, "from"), f"{config.from_!r} takes no part at {dotted_path(path)}{known}")
+    return copy_of(config.from_)
 
 
 def written_segments(recipe: Recipe) -> dict[Chromosome, tuple[Key, Sequence[SegmentConfig]]]:
@@ -123,7 +219,7 @@ def _joined(segments: Sequence[ExpandedSegment]) -> tuple[ExpandedSegment, ...]:
     return tuple(joined)
 
 
-def full_take(recipe: Recipe, index: int, blends: Mapping[Module, Blend]) -> dict[str, int]:
+def full_take(recipe: Recipe, index: int, blends: Iterable[Blend]) -> dict[str, int]:
     """Return which layer a written layer takes of each source, with the base's where a method needs it.
 
     A base that the layer does not name is taken at the depth on which the others agree.
@@ -133,17 +229,17 @@ def full_take(recipe: Recipe, index: int, blends: Mapping[Module, Blend]) -> dic
     """
     layers = recipe.layers or ()
     take = {alias: layers[index].take[alias] for alias in recipe.sources if alias in layers[index].take}
-    needed = next((blend for blend in blends.values() if blend.base is not None), None)
-    if needed is None or needed.base is None or needed.base in take:
-        return take
     depths = set(take.values())
-    if len(depths) > 1:
-        text = (
-            f"method {needed.method!r} needs a layer of the base, and the sources differ in depth here; "
-            f"say which, for instance `{needed.base}: {min(depths)}`"
-        )
-        raise RecipePathError(("layers", index, "take"), text)
-    take[needed.base] = depths.pop()
+    for blend in blends:
+        if blend.base is None or blend.base in take:
+            continue
+        if len(depths) > 1:
+            text = (
+                f"method {blend.method!r} needs a layer of the base, and the sources differ in depth here; "
+                f"say which, for instance `{blend.base}: {min(depths)}`"
+            )
+            raise RecipePathError(("layers", index, "take"), text)
+        take[blend.base] = min(depths)
     return {alias: take[alias] for alias in recipe.sources if alias in take}
 
 

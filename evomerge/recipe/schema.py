@@ -16,6 +16,8 @@ from evomerge.errors import ConfigError, RecipeError
 from evomerge.recipe.blends import BlendConfig, SegmentConfig
 from evomerge.recipe.checks import check_recipe
 from evomerge.recipe.faults import RecipePathError
+from evomerge.recipe.lines import LinesConfig
+from evomerge.recipe.patterns import is_pattern
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -30,6 +32,8 @@ class SourceConfig(StrictModel):
     adapter: str | None = None
     """A LoRA adapter on top of the model: local folder or hub id."""
     adapter_revision: str | None = None
+    statistics: str | None = None
+    """Folder of what was measured of this source beforehand (`evomerge stats`), for methods that need it."""
 
     @field_validator("model", mode="before")
     @classmethod
@@ -48,15 +52,42 @@ class SourceConfig(StrictModel):
         return self
 
 
+class TokenConfig(StrictModel):
+    """Where the rows of one token come from, in sources that lack it."""
+
+    from_: str | None = Field(default=None, alias="from")
+    """Alias of the source whose row is taken; left out: the usual rule for missing rows."""
+    token: str | int | None = None
+    """Another token of that source, or its id, whose row is taken; left out: the same token's."""
+    zero: bool = False
+    """Whether the row is zero instead."""
+    everywhere: bool = False
+    """Whether this also replaces the rows of sources that have the token."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TokenConfig:
+        if self.zero and self.from_ is not None:
+            raise ValueError("give one of `from` and `zero`")
+        if self.token is not None and self.from_ is None:
+            raise ValueError("`token` needs `from`, the source that has it")
+        return self
+
+
 class TokenizerConfig(StrictModel):
-    """Where the merged model's tokenizer comes from: one source, or the union of several."""
+    """The merged model's vocabulary: that of one source, or the union of several; all sources are aligned to it."""
 
     from_: str | None = Field(default=None, alias="from")
     """Alias of the source whose tokenizer is taken as it is."""
     union: tuple[str, ...] | None = None
-    """Aliases whose vocabularies are united, the first one's ids kept."""
-    missing: Literal["mean", "zero"] = "mean"
-    """Rows of a source that lacks a token of the union."""
+    """Aliases whose vocabularies are united: the first one's tokenizer and ids, then what the others add."""
+    missing: Literal["mean", "zero", "base"] = "mean"
+    """Rows of a source that lacks a token: the mean of the sources that have it, zero, or the base's (where the base
+    lacks it too, the mean)."""
+    tokens: dict[str, TokenConfig] = Field(default_factory=dict)
+    """Rules for single tokens; those that the tokenizer lacks are added to it."""
+    pad_to_multiple_of: int | None = Field(default=None, ge=1)
+    """The embeddings have the least multiple of this that holds all tokens; left out: as many rows as the source whose
+    ids are kept, or more where tokens are added."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> TokenizerConfig:
@@ -64,9 +95,12 @@ class TokenizerConfig(StrictModel):
             raise ValueError("give exactly one of `from` (an alias) and `union` (a list of aliases)")
         if self.union is not None and len(set(self.union)) < max(2, len(self.union)):
             raise ValueError("a union needs at least two different sources")
-        if self.from_ is not None and "missing" in self.model_fields_set:
-            raise ValueError("`missing` is for `union` alone")
         return self
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is one source's tokenizer, unchanged."""
+        return self.from_ is not None and not self.tokens and self.pad_to_multiple_of is None
 
 
 class ModulesConfig(StrictModel):
@@ -78,10 +112,50 @@ class ModulesConfig(StrictModel):
     """What is neither attention nor MLP, such as the norms of the layer."""
 
 
+class TensorsConfig(StrictModel):
+    """What holds for the tensors whose names match: a blend, or that one source has them as they are."""
+
+    match: str | tuple[str, ...]
+    """Dotted parts of the merged model's tensor names, `*` for any text within a part: `q_proj`, `*norm*`,
+    `layers.0.mlp`; or several such patterns, any of which."""
+    blend: BlendConfig | None = None
+    """Overrides the blend of the place key by key; naming another method discards what it inherits."""
+    from_: str | None = Field(default=None, alias="from")
+    """Alias of the source whose tensors are taken as they are."""
+
+    @field_validator("match")
+    @classmethod
+    def _patterns(cls, match: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        patterns = (match,) if isinstance(match, str) else match
+        for pattern in patterns:
+            if not is_pattern(pattern):
+                raise ValueError(
+                    f"{pattern!r:.60} is no pattern of tensor names; give dotted parts such as `mlp.up_proj`"
+                )
+        if not patterns:
+            raise ValueError("give at least one pattern, for instance `q_proj`")
+        return match
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> TensorsConfig:
+        if (self.blend is None) == (self.from_ is None):
+            raise ValueError("give exactly one of `blend` and `from` (an alias)")
+        return self
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The patterns, one or several."""
+        return (self.match,) if isinstance(self.match, str) else self.match
+
+
 class PartConfig(StrictModel):
     """A part of the model outside its layers."""
 
+    take: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Aliases that take part; left out: all. One source alone, with no blend here, is copied as it is."""
     blend: BlendConfig | None = None
+    tensors: tuple[TensorsConfig, ...] = ()
+    """Overrides it for the tensors that match; the first match counts, before those of the whole recipe."""
 
 
 class LayerConfig(StrictModel):
@@ -95,6 +169,8 @@ class LayerConfig(StrictModel):
     """Overrides the recipe's blend key by key; naming another method discards what it inherits."""
     modules: ModulesConfig | None = None
     """Overrides this layer's blend within a module group."""
+    tensors: tuple[TensorsConfig, ...] = ()
+    """Overrides both for the tensors that match; the first match counts, before those of the whole recipe."""
 
 
 def _is_mapping(segments: Any) -> str:
@@ -144,6 +220,12 @@ class Recipe(StrictModel):
     """Token and position embeddings."""
     head: PartConfig | None = None
     """Final norm and language-model head."""
+    tensors: tuple[TensorsConfig, ...] = ()
+    """Overrides everything above for the tensors that match, wherever they are; the first match counts. Layers that
+    copy one source stay copies."""
+    lines: LinesConfig | None = None
+    """LiNeS, or a global scale: how much of what the merge adds to the base is kept, tensors that one source has as
+    they are included. Needs a base, which takes part in every layer."""
     segments: Segments | None = None
     """Piecewise blends, instead of layers: ranges of the flat parameter index (the merged parameters by name), or of
     each of several chromosomes: the module groups named, and `rest` for the others (left out: `blend` alone)."""

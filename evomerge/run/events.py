@@ -55,6 +55,8 @@ class SourceRecord(StrictModel):
 
     content_hash: str
     num_layers: int = Field(ge=1)
+    statistics: dict[str, str] = Field(default_factory=dict)
+    """Kind -> content hash of what was measured of it."""
 
 
 class Started(Event):

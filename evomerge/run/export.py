@@ -104,19 +104,20 @@ def export_recipe(path: Path, out: Path, word: str = "best") -> Json:
 
 
 def export_mergekit(path: Path, out: Path, word: str = "best") -> Json:
-    """Write a candidate as a mergekit YAML file; so far for routes that copy each layer from one source.
+    """Write a candidate as a mergekit YAML file; the note says where mergekit's result may differ.
 
     Raises:
-        NotBuiltError: for any other recipe; the text says which part mergekit's passthrough cannot express.
+        NotBuiltError: for a recipe that mergekit cannot make; the text says which part.
         StateError: when there is no such candidate, or `out` exists.
     """
-    from evomerge.merging import open_sources, plan, to_mergekit_passthrough
+    from evomerge.merging import open_sources, plan, to_mergekit
 
     run = Run(path)
     candidate = run.resolve(word)
     recipe = run.recipe(candidate)
-    _write_new(out, to_mergekit_passthrough(plan(recipe, open_sources(recipe, NO_FOLDER))))
-    return {**_facts(run, candidate, out, "mergekit"), "note": None}
+    exported = to_mergekit(plan(recipe, open_sources(recipe, NO_FOLDER)))
+    _write_new(out, exported.text)
+    return {**_facts(run, candidate, out, "mergekit"), "note": "; ".join(exported.notes) or None}
 
 
 def _write_new(out: Path, text: str) -> None:

@@ -117,7 +117,8 @@ def _absolute_source(source: Any, base_dir: Path) -> Any:
     if not isinstance(source, Mapping):
         return source
     return {
-        key: _absolute_model(value, base_dir) if key in ("model", "adapter") else value for key, value in source.items()
+        key: _absolute_model(value, base_dir) if key in ("model", "adapter", "statistics") else value
+        for key, value in source.items()
     }
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from evomerge import operators
 from evomerge.catalog import find_document
 from evomerge.errors import StateError
 from evomerge.fitness import (
@@ -32,6 +33,8 @@ from evomerge.spaces import Grams, Space
 
 if TYPE_CHECKING:
     from evomerge.merging import Sources
+    from evomerge.operators.metadata import StatisticKind
+    from evomerge.spaces.config import Range
 
 NO_FOLDER = Path(Path.cwd().anchor)
 """Where relative names of a resolved configuration start: none is a local path, so the working folder must not
@@ -99,8 +102,14 @@ class Problem:
         return all_sources(self.config, blend=blend)
 
     def _alone(self, alias: str) -> Recipe:
-        source = config_data(self.config)["sources"][alias]
+        data = config_data(self.config)
+        source = data["sources"][alias]
         blend = {"method": "linear", "weight": 1.0}
+        if self.config.tokenizer is not None:
+            layers = [{"take": {alias: index}} for index in range(self.infos[alias].num_layers)]
+            ends = {part: {"take": [alias]} for part in ("embeddings", "head")}
+            keys = {"sources": data["sources"], "tokenizer": data["tokenizer"], "dtype": self.config.engine.dtype}
+            return Recipe.from_mapping({"recipe": 1, **keys, "base": alias, "layers": layers, **ends})
         return Recipe.from_mapping(
             {"recipe": 1, "sources": {alias: source}, "dtype": self.config.engine.dtype, "blend": blend}
         )
@@ -125,7 +134,9 @@ def open_search_sources(config: RunConfig) -> Sources:
     return open_sources(recipe, NO_FOLDER, any_depth=config.space.kind == "data_flow")
 
 
-def open_problem(config: RunConfig, *, check_weights: bool = False, grams: Grams | None = None) -> Problem:
+def open_problem(
+    config: RunConfig, *, check_weights: bool = False, grams: Grams | None = None, headers: Sources | None = None
+) -> Problem:
     """Open the sources (headers and content hashes, no weights kept) and check that everything fits.
 
     Args:
@@ -133,6 +144,8 @@ def open_problem(config: RunConfig, *, check_weights: bool = False, grams: Grams
         check_weights: for a search that is to start: also decide on the engine, and read every weight once, to refuse
             NaN and infinity now and not in every candidate.
         grams: of the sources, where they are known; else a piecewise space reads every weight once to know them.
+        headers: the sources by their headers alone; then no weight is read, identities are not those of a run, and the
+            engine is decided on.
 
     Raises:
         ConfigError: a task, metric, parameter, range, searcher or option that does not exist.
@@ -146,9 +159,9 @@ def open_problem(config: RunConfig, *, check_weights: bool = False, grams: Grams
     objectives = check_fitness(config.fitness, suite)
     # Refuses too many objectives and a wrong number of weights.
     Archive(objectives.names, scalarize=config.search.scalarize)
-    sources = open_search_sources(config)
+    sources = open_search_sources(config) if headers is None else headers
     engine = None
-    if check_weights:
+    if check_weights or headers is not None:
         engine = choose_engine(config.engine, sources.models[sources.reference].folder, workplace(config))
         config = config.model_copy(update={"engine": config.engine.model_copy(update={"kind": engine.kind})})
     infos = dict(sources.infos)
@@ -171,10 +184,27 @@ def open_problem(config: RunConfig, *, check_weights: bool = False, grams: Grams
         grams=grams,
     )
     problem.searcher()  # refuses an unknown searcher or option before anything is written
+    _check_statistics(config, sources)
     if check_weights:
         for alias, model in sources.models.items():
             check_finite(model, alias, parameter_names(model))
     return problem
+
+
+def _check_statistics(config: RunConfig, sources: Sources) -> None:
+    """Refuse a search over methods that need to know of a source what was not measured of it.
+
+    Raises:
+        RecipeError: naming the first such source and the kind.
+    """
+    for method in config.space.methods:
+        spec = operators.get(method)
+        defaults: dict[str, Range] = {parameter.name: parameter.default for parameter in spec.parameters}
+        blended = [alias for alias in config.sources if spec.base == "ignored" or alias != config.base]
+        for need in spec.needs:
+            written = config.space.parameters.get(need, defaults.get(need, need))
+            for kind in written if isinstance(written, tuple) else (written,):
+                sources.check_measured(blended, cast("StatisticKind", kind), method)
 
 
 def workplace(config: RunConfig) -> Workplace:
@@ -199,4 +229,9 @@ def check_sources(path: Path, started: Event | None, problem: Problem) -> None:
             raise StateError(
                 f"{path}: sources.{alias}: the model has changed since the run started (its content hashes to "
                 f"{info.content_hash[:12]}, then to {known[alias].content_hash[:12]}); restore it, or start a new run"
+            )
+        if alias in known and known[alias].statistics != info.statistics:
+            raise StateError(
+                f"{path}: sources.{alias}.statistics: these have changed since the run started; restore them, or start "
+                "a new run"
             )

@@ -109,7 +109,7 @@ def _mismatch(event: Asked, what: str) -> StateError:
 def source_infos(started: Started) -> dict[str, SourceInfo]:
     """Return what identities need of the sources, as it was when the run started; no weights are read."""
     return {
-        alias: SourceInfo(content_hash=record.content_hash, num_layers=record.num_layers)
+        alias: SourceInfo(record.content_hash, record.num_layers, statistics=record.statistics)
         for alias, record in started.sources.items()
     }
 

@@ -179,7 +179,9 @@ def _started(folder: RunFolder, problem: Problem) -> Started:
         config_digest=config_digest(problem.config),
         version=__version__,
         sources={
-            alias: SourceRecord(content_hash=info.content_hash, num_layers=info.num_layers)
+            alias: SourceRecord(
+                content_hash=info.content_hash, num_layers=info.num_layers, statistics=dict(info.statistics)
+            )
             for alias, info in problem.infos.items()
         },
         objectives=problem.objectives.names,

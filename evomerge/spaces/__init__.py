@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from evomerge.errors import ConfigError
 from evomerge.recipe import SourceConfig, TokenizerConfig
-from evomerge.spaces.config import GroupsConfig, Range, SpaceConfig
+from evomerge.spaces.config import GroupsConfig, LinesRanges, Range, SpaceConfig
 from evomerge.spaces.data_flow import DataFlowSpace
 from evomerge.spaces.grams import Grams
 from evomerge.spaces.joint import JointSpace
@@ -23,6 +23,7 @@ __all__ = [
     "Grams",
     "GroupsConfig",
     "JointSpace",
+    "LinesRanges",
     "ParameterSpace",
     "Pieces",
     "PiecewiseSpace",

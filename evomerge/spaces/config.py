@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails
 
 from evomerge.documents import StrictModel, did_you_mean
-from evomerge.recipe import Group
+from evomerge.recipe import Group, PartConfig, TensorsConfig
 
 Range = bool | float | str | tuple[bool | float | str, ...]
 """`[low, high]` searches a number, a list of words (or of true and false) a choice; one value fixes it."""
@@ -25,6 +25,8 @@ class GroupsConfig(StrictModel):
     """Whether embeddings have their own coefficients (else they follow the first layer group)."""
     head: bool = False
     """Whether final norm and head have their own (else they follow the last layer group)."""
+    method: bool = False
+    """Whether each group chooses its own of the methods (else one is chosen for the whole model)."""
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -42,7 +44,24 @@ class GroupsConfig(StrictModel):
         return modules
 
 
-_PARAMETER_KEYS = ("method", "groups", "parameters")
+class LinesRanges(StrictModel):
+    """What of LiNeS is searched, for the whole model: [low, high] searches a number, one value fixes it."""
+
+    alpha: float | Literal["auto"] | tuple[float, float] = (0.0, 1.0)
+    """Share of the merged task vector that is kept in the first layer and outside of the layers; `auto`: as recipes
+    have it."""
+    beta: float | tuple[float, float] = (0.0, 1.5)
+    """How much larger the share is in the last layer."""
+
+    @field_validator("alpha", "beta")
+    @classmethod
+    def _some_range(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and not value[0] < value[1]:
+            raise ValueError("expected a range [low, high] with low < high, or a single value")
+        return value
+
+
+_PARAMETER_KEYS = ("method", "groups", "parameters", "lines", "embeddings", "head", "tensors")
 _ROUTE_KEYS = ("encoding", "order", "repeats", "scales", "initial_keep", "max_hops", "max_parameters")
 _JOINT_KEYS = ("schedule", "stage_evaluations")
 _PIECEWISE_KEYS = ("chromosomes", "chunks", "range")
@@ -75,6 +94,14 @@ class SpaceConfig(StrictModel):
     groups: GroupsConfig = GroupsConfig()
     parameters: dict[str, Range] = Field(default_factory=dict)
     """Ranges or fixed values by parameter name; left out: the ranges the operator itself declares."""
+    lines: LinesRanges | None = None
+    """LiNeS on top of the merge; `{}` searches α and β over their usual ranges."""
+    embeddings: PartConfig | None = None
+    """As in a recipe, the same for all candidates: `{take: [base]}` keeps the base's embeddings."""
+    head: PartConfig | None = None
+    """The same for final norm and head."""
+    tensors: tuple[TensorsConfig, ...] = ()
+    """The same for the tensors that match: `[{match: router, from: base}]`."""
     encoding: Literal["paper", "hop_scales", "network", "mixed"] = "hop_scales"
     """How a route is written as numbers: an indicator for each slot and a scale for each pair of layers (`paper`),
     for each slot (`hop_scales`: far fewer) or from a small network (`network`); or choices (`mixed`)."""
@@ -111,6 +138,15 @@ class SpaceConfig(StrictModel):
                 # By value: a resolved search file spells all defaults out.
                 if getattr(self, key) != field.get_default(call_default_factory=True):
                     raise _fault(key, f"is for {kind}, and this space is of kind {self.kind!r}; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _one_word_for_each_part(self) -> SpaceConfig:
+        for key in ("embeddings", "head"):
+            if getattr(self.groups, key) and getattr(self, key) is not None:
+                raise _fault(key, f"stands beside `groups.{key}`, which searches it; leave one of them out")
+        if self.groups.method and len(self.methods) < 2:
+            raise _fault("groups", "`method: true` lets each group choose a method; give a list of them as `method`")
         return self
 
     @field_validator("order")

@@ -54,9 +54,9 @@ class DataFlowSpace:
     ) -> None:
         order = config.order or tuple(sorted(sources, key=lambda alias: alias != base))
         self._encoding = create_encoding(config, route_depths(order, depths))
-        named = {tokenizer.from_, *(tokenizer.union or ())} if tokenizer is not None else set()
         self._sources = {alias: sources[alias] for alias in order}
-        self._sources |= {alias: source for alias, source in sources.items() if alias in named}
+        if tokenizer is not None:
+            self._sources |= sources  # rows of tokens that a source lacks may be means over all of them
         self._dtype = dtype
         self._tokenizer = tokenizer
         self._seed = seed

@@ -9,11 +9,12 @@ from typing import Any
 from evomerge.documents import did_you_mean
 from evomerge.errors import ConfigError
 from evomerge.operators import OperatorSpec, Parameter
-from evomerge.recipe import BlendConfig, Recipe, SourceConfig, TokenizerConfig
+from evomerge.recipe import BlendConfig, PartConfig, Recipe, SourceConfig, TokenizerConfig
 from evomerge.spaces.checking import check_genome, check_inverse
 from evomerge.spaces.config import SpaceConfig
 from evomerge.spaces.genes import MethodGenes, gene_value, method_genes, setting_value
 from evomerge.spaces.groups import Site, build_sites
+from evomerge.spaces.lines import lines_dimensions, lines_genes, lines_section
 from evomerge.spaces.types import Dimension, Genome, Value
 
 _METHOD = "method"
@@ -35,8 +36,9 @@ class ParameterSpace:
     """Coefficients of merge methods, one set for each group of layers, module group and source.
 
     Dimensions are named `weight/math/layers.0-3/attention`: parameter, source if it has a value for each,
-    layer group and module group if there are several. With several methods, the first dimension is `method`,
-    and the names of the others begin with the method under which they are active.
+    layer group and module group if there are several. With several methods, the first dimension is `method`, or
+    there is one for each group (`method/layers.0-3/attention`), and the names of the others begin with the method
+    under which they are active. The last ones are `lines/alpha` and `lines/beta`, where LiNeS is searched.
 
     Args:
         config: the `space:` section, of kind `parameter`.
@@ -73,11 +75,16 @@ class ParameterSpace:
         self._head |= {"tokenizer": tokenizer} if tokenizer is not None else {}
         self._methods = {genes.spec.name: genes for genes in method_genes(config)}
         self._blended = {name: self._aliases(genes.spec) for name, genes in self._methods.items()}
+        self._config = config
+        self._choices = self._choices_of(tuple(self._methods))
         self._genes = tuple(gene for genes in self._methods.values() for gene in self._genes_of(genes))
-        self._dimensions = (*self._choice(), *(gene.dimension for gene in self._genes))
+        self._lines = lines_dimensions(config.lines)
+        choices = {choice.name: choice for choice in self._choices.values()}
+        self._dimensions = (*choices.values(), *(gene.dimension for gene in self._genes), *self._lines)
         if not self._dimensions:
             raise ConfigError("space.parameters: every parameter is fixed, so there is nothing to search")
-        self.decode(self.start)  # whatever is wrong with the sources shows now, and not at the first candidate
+        for method in self._methods:
+            self.decode(self._start(method))  # whatever is wrong shows now, and not at the first candidate
 
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
@@ -90,9 +97,16 @@ class ParameterSpace:
 
         With several methods, the first one's.
         """
-        first = next(iter(self._methods))
-        genes = [gene.dimension.default if gene.method == first else None for gene in self._genes]
-        return (first, *genes) if self._choice() else tuple(genes)
+        return self._start(next(iter(self._methods)))
+
+    def _start(self, method: str) -> Genome:
+        """Return the defaults with one method everywhere."""
+        chosen = dict.fromkeys((choice.name for choice in self._choices.values()), method)
+        inactive = {gene.dimension.name for gene in self._genes if gene.method != method}
+        return tuple(
+            None if dimension.name in inactive else chosen.get(dimension.name, dimension.default)
+            for dimension in self._dimensions
+        )
 
     def decode(self, genome: Genome) -> Recipe:
         """Return the recipe of a genome.
@@ -100,17 +114,19 @@ class ParameterSpace:
         Raises:
             ConfigError: when the genome does not fit the dimensions.
         """
-        method, values = self._split(genome)
+        active = check_genome(self._dimensions, genome)
         settings: dict[Site, dict[str, Any]] = {site: {} for site in self._sites.every}
-        for gene, value in zip(self._genes, values, strict=True):
-            if gene.method != method:
+        for gene in self._genes:
+            if gene.dimension.name not in active:
                 continue
-            written = setting_value(gene.parameter, value)
+            written = setting_value(gene.parameter, active[gene.dimension.name])
             if gene.alias is None:
                 settings[gene.site][gene.parameter.name] = written
             else:
                 settings[gene.site].setdefault(gene.parameter.name, {})[gene.alias] = written
-        return Recipe.from_mapping(self._document(method, settings))
+        only = next(iter(self._methods))
+        methods = {site: str(active[self._choices[site].name]) if self._choices else only for site in self._sites.every}
+        return Recipe.from_mapping(self._document(methods, settings) | lines_section(self._config.lines, active))
 
     def encode(self, recipe: Recipe) -> Genome:
         """Return the genome of a recipe of this space.
@@ -118,16 +134,27 @@ class ParameterSpace:
         Raises:
             ConfigError: when no genome of this space decodes to the recipe.
         """
-        method = recipe.blend.method if recipe.blend is not None else None
-        values = [self._read(gene, recipe) if gene.method == method else None for gene in self._genes]
-        genome: Genome = (method, *values) if self._choice() else tuple(values)
+        found: dict[str, Value] = dict(lines_genes(recipe))
+        methods: dict[Site, str | None] = {}
+        for site in self._sites.every:
+            blend = self._blend_at(recipe, site) if self._config.groups.method else recipe.blend
+            methods[site] = blend.method if blend is not None else None
+        found |= {choice.name: methods[site] for site, choice in self._choices.items()}
+        for gene in self._genes:
+            if not self._choices or gene.method == methods[gene.site]:
+                found[gene.dimension.name] = self._read(gene, recipe)
+        genome = tuple(found.get(dimension.name) for dimension in self._dimensions)
         return check_inverse(self.decode, genome, recipe)
 
-    def _choice(self) -> tuple[Dimension, ...]:
-        names = tuple(self._methods)
+    def _choices_of(self, names: tuple[str, ...]) -> dict[Site, Dimension]:
+        """Return the dimension that chooses the method of each site; with one method, none."""
         if len(names) == 1:
-            return ()
-        return (Dimension(name=_METHOD, kind="choice", choices=names, default=names[0]),)
+            return {}
+        found = {}
+        for site in self._sites.every:
+            name = f"{_METHOD}/{site.label}" if self._config.groups.method and site.label else _METHOD
+            found[site] = Dimension(name=name, kind="choice", choices=names, default=names[0])
+        return found
 
     def _aliases(self, spec: OperatorSpec) -> tuple[str, ...]:
         """Return the sources that a method gives a value to each.
@@ -146,18 +173,17 @@ class ParameterSpace:
 
     def _genes_of(self, genes: MethodGenes) -> list[_Gene]:
         method = genes.spec.name
-        several = len(self._methods) > 1
         found = []
         for name, (parameter, dimension) in genes.searched.items():
             aliases = self._blended[method] if parameter.per_source else (None,)
             for alias in aliases:
                 for site in self._sites.every:
-                    words = (method if several else "", name, alias or "", site.label)
+                    words = (method if self._choices else "", name, alias or "", site.label)
                     named = replace(
                         dimension,
                         name="/".join(word for word in words if word),
                         default=self._default(genes.spec, parameter, dimension),
-                        active_when=(_METHOD, method) if several else None,
+                        active_when=(self._choices[site].name, method) if self._choices else None,
                     )
                     found.append(_Gene(named, method, parameter, alias, site))
         return found
@@ -181,14 +207,21 @@ class ParameterSpace:
                     fixed[name] = dict.fromkeys(self._blended[method], value)
         return fixed
 
-    def _document(self, method: str, settings: Mapping[Site, Mapping[str, Any]]) -> dict[str, Any]:
+    def _document(self, methods: Mapping[Site, str], settings: Mapping[Site, Mapping[str, Any]]) -> dict[str, Any]:
         sites = self._sites
-        document = {**self._head, "blend": {"method": method, **self._fixed(method)}}
+        document = dict(self._head)
+        if self._config.groups.method:
+            settings = {
+                site: {"method": method, **self._fixed(method), **settings[site]} for site, method in methods.items()
+            }
+        else:
+            method = methods[sites.leaders[0]]
+            document["blend"] = {"method": method, **self._fixed(method)}
         if sites.whole:
             leader = sites.leaders[0]
-            document["blend"] |= settings[leader]
+            document["blend"] = document.get("blend", {}) | settings[leader]
             document |= {"modules": _modules(sites.group(leader), settings)}
-            parts = {site.part: site for site in sites.every if site.part != "layers"}
+            parts = {site.part: settings[site] for site in sites.every if site.part != "layers"}
         else:
             document["layers"] = [
                 {
@@ -199,22 +232,31 @@ class ParameterSpace:
                 for leader in sites.leaders
                 for index in range(*leader.layers)
             ]
-            parts = {"embeddings": sites.leader_of("embeddings"), "head": sites.leader_of("head")}
-        return document | {part: {"blend": settings[site]} for part, site in parts.items()}
+            parts = {part: settings[sites.leader_of(part)] for part in ("embeddings", "head")}
+        document |= {part: {"blend": blend} for part, blend in parts.items()}
+        return document | self._same_for_all(document)
 
-    def _split(self, genome: Genome) -> tuple[str, Genome]:
-        """Check a genome and return its method and the values of the other dimensions."""
-        chosen = check_genome(self._dimensions, genome)
-        method = chosen[_METHOD] if self._choice() else next(iter(self._methods))
-        return str(method), genome[len(self._choice()) :]
+    def _same_for_all(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the section says of the embeddings, the head and single tensors, as a recipe has it."""
+        found: dict[str, Any] = {"tensors": self._config.tensors} if self._config.tensors else {}
+        for part in ("embeddings", "head"):
+            config: PartConfig | None = getattr(self._config, part)
+            if config is not None:
+                written = config.model_dump(by_alias=True, exclude_defaults=True)
+                is_copy = len(config.take or ()) == 1 and config.blend is None
+                found[part] = written if is_copy else document.get(part, {}) | written
+        return found
 
     def _read(self, gene: _Gene, recipe: Recipe) -> Value:
         """Return a gene's value as the recipe writes it, or None where it does not."""
-        blend = _blend_at(recipe, gene.site, whole=self._sites.whole)
+        blend = self._blend_at(recipe, gene.site)
         setting = blend.settings.get(gene.parameter.name) if blend is not None else None
         if gene.alias is not None:
             setting = setting.get(gene.alias) if isinstance(setting, Mapping) else None
         return gene_value(gene.parameter, setting)
+
+    def _blend_at(self, recipe: Recipe, site: Site) -> BlendConfig | None:
+        return _blend_at(recipe, site, whole=self._sites.whole)
 
 
 def _modules(sites: tuple[Site, ...], settings: Mapping[Site, Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -17,8 +17,8 @@ def read_space(section: Mapping[str, Any], resolve: Callable[[str], Path]) -> di
     """Fill in a `space:` section that starts from a ready one.
 
     Args:
-        section: the section as written. Its keys overlay those of the file that `from` names; `groups` and
-            `parameters` are overlaid key by key.
+        section: the section as written. Its keys overlay those of the file that `from` names; `groups`,
+            `parameters` and `lines` are overlaid key by key.
         resolve: the path of the file that a `from` names.
 
     Returns:
@@ -40,7 +40,7 @@ def read_space(section: Mapping[str, Any], resolve: Callable[[str], Path]) -> di
     merged = dict(document.data)
     for key, value in own.items():
         below = merged.get(key)
-        if key in ("groups", "parameters") and isinstance(value, Mapping) and isinstance(below, Mapping):
+        if key in ("groups", "parameters", "lines") and isinstance(value, Mapping) and isinstance(below, Mapping):
             merged[key] = {**below, **value}
         else:
             merged[key] = value

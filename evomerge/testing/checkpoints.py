@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +68,19 @@ def tiny_llama_tensors(
 
 def tiny_tokenizer(vocab: int = 32) -> dict[str, Any]:
     """Return a `tokenizer.json` of so many words."""
-    words = ["<unk>", "<s>", "</s>", *(f"w{index}" for index in range(3, vocab))]
+    return word_tokenizer(["<unk>", "<s>", "</s>", *(f"w{index}" for index in range(3, vocab))])
+
+
+def word_tokenizer(words: Sequence[str]) -> dict[str, Any]:
+    """Return a `tokenizer.json` of words, whose ids are their places; those in `<...>` are special."""
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": index, "content": words[index], **special} for index in range(3)],
+        "added_tokens": [
+            {"id": index, "content": word, **special} for index, word in enumerate(words) if word.startswith("<")
+        ],
         "normalizer": None,
         "pre_tokenizer": {"type": "Whitespace"},
         "post_processor": None,

@@ -20,8 +20,10 @@ from torch import Tensor
 
 from evomerge.errors import EvomergeError
 from evomerge.operators import load
-from evomerge.operators.kernels.context import Context
-from evomerge.operators.metadata import Invariant, OperatorSpec, Scalar, Setting
+from evomerge.operators.kernels.context import Context, Statistic
+from evomerge.operators.kernels.importance import graft_score
+from evomerge.operators.kernels.selection import stream_threshold
+from evomerge.operators.metadata import Invariant, OperatorSpec, Scalar, Setting, StatisticKind
 
 SHAPES: tuple[tuple[int, ...], ...] = ((), (1,), (7,), (3, 5), (2, 3, 4), (0,), (4, 0))
 """Shapes that every kernel takes, a scalar and empty ones among them."""
@@ -76,7 +78,9 @@ def varied(case: OperatorCase, aliases: Sequence[str], seed: int = 0) -> dict[st
     for parameter in case.spec.parameters:
         if parameter.search is None:
             continue
-        values = [float(rng.uniform(*parameter.search)) for _ in aliases]
+        values: list[Scalar] = [float(rng.uniform(*parameter.search)) for _ in aliases]
+        if parameter.kind == "int":
+            values = [int(rng.integers(int(parameter.search[0]), int(parameter.search[1]) + 1)) for _ in aliases]
         settings[parameter.name] = dict(zip(aliases, values, strict=True)) if parameter.per_source else values[0]
     return {**settings, **case.settings}
 
@@ -92,13 +96,43 @@ def blend(
     name: str = "layer.weight",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Complete the settings and call the kernel."""
+    """Complete the settings and call the kernel, with made-up statistics where it needs any."""
     used = list(aliases)[: len(tensors)]
     params = case.spec.complete(case.settings if settings is None else settings, used)
+
+    def statistic(index: int, kind: StatisticKind) -> Statistic | None:
+        return draw_statistic(kind, tensors[0].shape, used[index])
+
+    def threshold(index: int, density: float) -> float:
+        delta = tensors[index].float() - base.float()
+        if (found := [statistic(index, kind) for kind in case.spec.statistics(params) if kind != "gram"]) and found[0]:
+            delta = graft_score(delta, found[0].tensor)
+        return stream_threshold(lambda: [delta], density)
+
     context = Context(
-        name=name, seed=seed, source_ids=tuple(used), dtype=dtype, threshold=lambda _index, _density: 1.0
+        name=name,
+        seed=seed,
+        source_ids=tuple(used),
+        dtype=dtype,
+        threshold=threshold,
+        statistic=statistic if case.spec.needs else None,
     )
     return load(case.spec)(tensors, base if case.spec.base == "required" else None, params, context)
+
+
+def draw_statistic(kind: StatisticKind, shape: Sequence[int], alias: str) -> Statistic | None:
+    """Return a statistic of a parameter: the Gram matrix of random inputs (None: no matrix), or positive numbers.
+
+    These are the same in every row, so that a part of the parameter has a part of them.
+    """
+    rng = np.random.default_rng([ord(alias), *shape[1:]])
+    if kind != "gram":
+        values = _grid(rng.integers(1, 257, size=tuple(shape[1:]))).expand(tuple(shape))
+        return Statistic(tensor=values, mean=2.0, median=2.0, norm=1.0 + ord(alias) % 7)
+    if len(shape) != 2:
+        return None
+    inputs = rng.standard_normal((3 * shape[1], shape[1]))
+    return Statistic(tensor=torch.from_numpy(inputs.T @ inputs / max(1, len(inputs))).float())
 
 
 def _require(condition: object, message: str) -> None:
@@ -240,7 +274,7 @@ class OperatorContract:
             return
         sample = draw((30, 40), 3)
         settings = varied(case, "abc")
-        weight = settings["weight"]
+        weight = settings.get("weight", case.spec.parameter("weight").default)
         kept = dict(weight) if isinstance(weight, Mapping) else dict.fromkeys("abc", weight)
         without = {
             key: {alias: item for alias, item in value.items() if alias != "b"} if isinstance(value, Mapping) else value

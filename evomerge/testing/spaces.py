@@ -1,4 +1,4 @@
-"""Small spaces, so that searchers are tested alone: with every kind of dimension, and one whose points breed."""
+"""Small spaces, so that searchers are tested alone: with every kind of dimension, and ones whose points breed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from evomerge import seeds
 from evomerge.errors import ConfigError
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, SourceConfig
 from evomerge.search.genomes import deactivate
+from evomerge.spaces import GroupsConfig, LinesRanges, ParameterSpace, SpaceConfig
 from evomerge.spaces.breeding import Angle, Chromosome
-from evomerge.spaces.types import Dimension, Genome
+from evomerge.spaces.types import Dimension, Genome, Space
 
 METHOD = Dimension(
     name="method",
@@ -90,6 +91,22 @@ class BoxSpace:
         raise ConfigError("recipe: no genome of this space decodes to it; give a recipe that this space made")
 
 
+def method_choices() -> ParameterSpace:
+    """Return a parameter space in which both halves of a model choose a method of their own, and LiNeS is searched.
+
+    Ten dimensions: two choices between task arithmetic and TIES, the weight, or weight and density, of the only expert
+    under each, and two for the whole model.
+    """
+    config = SpaceConfig(
+        method=("task_arithmetic", "ties"),
+        groups=GroupsConfig(layers=2, method=True),
+        parameters={"density": (0.1, 1.0), "scale": 1.0},
+        lines=LinesRanges(alpha=(0.0, 0.6)),
+    )
+    sources = {alias: SourceConfig(model=f"org/{alias}") for alias in ("base", "expert")}
+    return ParameterSpace(config, sources=sources, base="base", num_layers=2)
+
+
 class BreedingBox(BoxSpace):
     """A box whose points can be crossed: individuals are its vectors, and each source is large in one dimension alone.
 
@@ -155,7 +172,7 @@ def _slerp(sine_and_angle: tuple[float, float], first: Individual, second: Indiv
     return (math.sin((1 - mix) * angle) * first + math.sin(mix * angle) * second) / sine
 
 
-def closeness(space: BoxSpace, genome: Genome, target: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+def closeness(space: Space, genome: Genome, target: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
     """Return 1 minus the squared distance of each active gene from a target in the unit cube, in [0, 1].
 
     Args:

@@ -33,13 +33,20 @@ def test_siblings_fit(tmp_path: Path) -> None:
     [
         ({"layers": 3}, "'base' has 2 layers, 'math' has 3 layers"),
         ({"hidden": 8}, "'base' has a hidden size of 16, 'math' has a hidden size of 8"),
-        ({"vocab": 40}, "'base' has a vocabulary of 32, 'math' has a vocabulary of 40"),
+        ({"vocab": 40}, r"tokenizers of 'base' and 'math' differ: 'w32' \(absent against 32\), .* and 5 more"),
     ],
 )
 def test_sizes_that_differ_are_named_with_both_values(tmp_path: Path, sizes: dict[str, int], text: str) -> None:
     one, other = write_tiny_llama(tmp_path / "one"), write_tiny_llama(tmp_path / "two", **sizes)
     with pytest.raises(SourceError, match=text):
         check(one, other)
+
+
+def test_rows_beyond_one_vocabulary_are_named(tmp_path: Path) -> None:
+    config = tiny_llama_config(vocab=40)
+    padded = write_checkpoint(tmp_path / "two", config, tiny_llama_tensors(config), tokenizer=tiny_tokenizer())
+    with pytest.raises(SourceError, match=r"vocabulary of 32, 'math' has a vocabulary of 40; .*\{from: base\}"):
+        check(write_tiny_llama(tmp_path / "one"), padded)
 
 
 def test_a_tensor_that_one_lacks_is_named(tmp_path: Path) -> None:

@@ -186,7 +186,9 @@ def test_verify_json(cli: Cli, finished: Path) -> None:
 
 def test_check_json(cli: Cli, problem: Path) -> None:
     facts = cli("check", problem / "search.yaml", "--json").json
-    assert set(facts) == {"name", "sources", "dimensions", "objectives", "constraints", "tasks", "engine"}
+    known = {"kind", "name", "sources", "problems", "notes", "disk", "memory", "time"}
+    assert set(facts) == known | {"dimensions", "objectives", "constraints", "tasks", "engine"}
+    assert (facts["kind"], facts["problems"]) == ("search", [])
     assert facts["objectives"] == list(OBJECTIVES)
     assert facts["tasks"] == ["letters", "digits"]
     assert {row["layers"] for row in facts["sources"].values()} == {2}
@@ -225,6 +227,12 @@ def test_operators_json(cli: Cli) -> None:
     listed = cli("operators", "--json").json
     assert [operator["name"] for operator in listed] == list(names())
     assert all(operator["paper"] and operator["summary"] and operator["parameters"] for operator in listed)
+    for operator in listed:
+        assert operator["scope"] in ("element", "row", "tensor", "model")
+        assert operator.keys() >= {"family", "base", "needs", "adapters", "min_sources", "max_sources"}
+        for parameter in operator["parameters"]:
+            assert len(parameter["range"]) >= 2
+            assert parameter.keys() >= {"name", "kind", "range", "scale", "default", "search", "per_source"}
 
 
 def test_catalog_json(cli: Cli) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evomerge.errors import InfeasibleError, SourceError
+from evomerge.errors import InfeasibleError
 from evomerge.fitness import Objectives
 from evomerge.fitness.config import EngineConfig, FitnessConfig
 from evomerge.fitness.scorer import ScorerSpec, create_scorer
@@ -234,9 +234,11 @@ def test_a_route_has_the_configuration_of_the_source_where_it_starts(
 
 
 @pytest.mark.filterwarnings("ignore")  # of kernels that are missing here, and of token ids beyond a tiny vocabulary
-@pytest.mark.parametrize("kind", ["gemma3_text", "olmo2", "gpt_oss", "gpt2", "mamba2"])
+@pytest.mark.parametrize(
+    "kind", ["gemma3_text", "olmo2", "gpt_oss", "gpt2", "mamba2", "gpt_neox", "mixtral", "granitemoe"]
+)
 def test_routes_through_other_architectures(workplace: Path, tmp_path: Path, kind: str) -> None:
-    """Sliding layers, post-norms, fused experts, tied heads, state spaces; sources of different depth."""
+    """Sliding layers, post-norms, experts, tied heads, state spaces, other names; sources of different depth."""
     from tests.fitness.conftest import write_tokenizer
 
     assert kind in SETTINGS
@@ -278,13 +280,24 @@ def test_a_weight_that_does_not_fit_the_engines_dtype_is_infeasible(workplace: P
         engine.load(route(workplace, layers=[large, {"take": {"two": 0}}]))
 
 
-def test_an_architecture_of_other_names_is_refused(workplace: Path, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore")
+def test_experts_that_a_model_holds_as_one_are_converted_once_a_layer(workplace: Path, tmp_path: Path) -> None:
+    """However often it is run and in however many routes; a blended expert is made again."""
     from tests.fitness.conftest import write_tokenizer
 
     for seed, name in enumerate(("one", "two")):
         write_tokenizer(write_tiny(tmp_path / name, "mixtral", seed=seed, layers=2))
-    with pytest.raises(SourceError, match="names its weights differently"):
-        start(tmp_path).load(route(tmp_path))
+    engine = start(tmp_path)
+    engine.load(route(tmp_path, ("one", 0, 1.0), ("two", 1, 1.0), ("one", 0, 1.0)))
+    first, _, again = layers(engine)
+    experts = first.mlp.experts.gate_up_proj.data_ptr()
+    assert experts == again.mlp.experts.gate_up_proj.data_ptr()
+    engine.load(route(tmp_path, ("two", 0, 1.0), ("one", 0, 1.0)))
+    assert layers(engine)[1].mlp.experts.gate_up_proj.data_ptr() == experts
+    blended = {"take": {"one": 0, "two": 0}, "blend": {"method": "linear", "weight": {"one": 0.5, "two": 0.5}}}
+    engine.load(route(tmp_path, layers=[blended, {"take": {"one": 0}}]))
+    made, taken = layers(engine)
+    assert taken.mlp.experts.gate_up_proj.data_ptr() == experts != made.mlp.experts.gate_up_proj.data_ptr()
 
 
 def test_hops_and_parameters_are_objectives_of_any_recipe_and_what_cannot_be_built_is_a_result(

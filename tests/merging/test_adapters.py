@@ -81,8 +81,13 @@ class TestAsPeftLoadsIt:
             ({"method": "linear", "weight": {"base": 0.0, "math": 1.0, "ja": 0.0}}, {"base": None}),
             ({"method": "linear", "weight": {"base": -0.5, "math": 1.0, "ja": 0.5}, "normalize": False}, {}),
             ({"method": "task_arithmetic", "weight": {"math": 0.7, "base": 0.1}}, {"base": "ja"}),
+            ({"method": "task_arithmetic", "weight": {"math": 0.7}}, {"base": "ja", "lines": {"alpha": 0.5}}),
+            (ARITHMETIC, {"lines": {"alpha": "auto", "beta": 0.4}}),
         ],
-        ids=["arithmetic", "scaled", "normalised", "linear", "a copy", "not normalised", "an adapter as the base"],
+        ids=[
+            *("arithmetic", "scaled", "normalised", "linear", "a copy", "not normalised", "an adapter as the base"),
+            *("drawn towards an adapter", "more by depth"),
+        ],
     )
     def test_methods(
         self, adapters: Path, tmp_path: Path, make: Make, blend: dict[str, Any], keys: dict[str, Any]

@@ -271,13 +271,35 @@ class TestStatistics:
         passes: list[str] = []
         stream = sources.statistics._task_vector
         monkeypatch.setattr(
-            sources.statistics, "_task_vector", lambda alias, base: passes.append(alias) or stream(alias, base)
+            sources.statistics, "_task_vector", lambda alias, *others: passes.append(alias) or stream(alias, *others)
         )
 
         for weight in (0.3, 0.6, 0.9):
             recipe = make_recipe({"method": "ties", "scope": "global", "weight": weight})
             list(materialise(plan(recipe, sources)))
         assert sorted(passes) == ["ja", "ja", "math", "math"]
+
+    def test_histograms_are_kept_between_processes(
+        self, models: Path, make_recipe: Make, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another process finds them by content: no pass is made again; a broken file costs one pass."""
+        expected = open_sources(make_recipe(), models).statistics.threshold("math", "base", 0.3)
+        kept = sorted((own_cache / "histograms").iterdir())
+        assert len(kept) == 2
+
+        passes: list[str] = []
+        other = open_sources(make_recipe(), models).statistics
+        stream = other._task_vector
+        monkeypatch.setattr(other, "_task_vector", lambda *of: passes.append(of[0]) or stream(*of))
+        assert other.threshold("math", "base", 0.3) == expected
+        assert passes == []
+
+        kept[0].write_bytes(b"broken")
+        again = open_sources(make_recipe(), models).statistics
+        stream = again._task_vector
+        monkeypatch.setattr(again, "_task_vector", lambda *of: passes.append(of[0]) or stream(*of))
+        assert again.threshold("math", "base", 0.3) == expected
+        assert passes == ["math"]
 
     @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(density=st.floats(0, 1, exclude_min=True))

@@ -3,11 +3,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from evomerge.errors import NotBuiltError, RecipeError, SourceError
+from evomerge.errors import RecipeError, SourceError
 from evomerge.merging import open_sources, plan
 from evomerge.recipe import Recipe
 from evomerge.testing.checkpoints import write_tiny_llama
@@ -15,28 +14,8 @@ from evomerge.testing.checkpoints import write_tiny_llama
 Make = Callable[..., Recipe]
 
 
-class TestNotBuilt:
-    """The schema has it, this version cannot build it: refused by key path, never ignored."""
-
-    @pytest.mark.parametrize(
-        ("keys", "text"),
-        [
-            ({"tokenizer": {"union": ["base", "math"]}}, r"tokenizer\.union: .*tokenizer: \{from: ALIAS\}"),
-        ],
-    )
-    def test_known_from_the_recipe(self, models: Path, make_recipe: Make, keys: dict[str, Any], text: str) -> None:
-        """Already when the sources are opened, and for a candidate over opened ones."""
-        recipe = make_recipe(**keys)
-        with pytest.raises(NotBuiltError, match=text):
-            open_sources(recipe, models)
-        with pytest.raises(NotBuiltError, match=text):
-            plan(recipe, open_sources(make_recipe(), models))
-
-
 class TestOpening:
-    @pytest.mark.parametrize(
-        ("sizes", "text"), [({"layers": 3}, "layers"), ({"hidden": 8}, "hidden size"), ({"vocab": 40}, "vocabulary")]
-    )
+    @pytest.mark.parametrize(("sizes", "text"), [({"layers": 3}, "layers"), ({"hidden": 8}, "hidden size")])
     def test_sources_that_do_not_fit(self, models: Path, make_recipe: Make, sizes: dict[str, int], text: str) -> None:
         write_tiny_llama(models / "ja", **sizes)
         with pytest.raises(SourceError, match=f"'base' and 'ja' do not fit each other: .*{text}"):

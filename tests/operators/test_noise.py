@@ -4,11 +4,9 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.operators.kernels.masks import _GAMMA, _mix, _signed
 from evomerge.operators.noise import noise
 from evomerge.seeds import derive
 
@@ -24,10 +22,16 @@ def test_a_block_of_noise_is_the_same_alone_as_within_a_larger_one(start: int, l
     )
 
 
-def test_noise_is_box_muller_of_the_words_of_the_masks() -> None:
-    counter = torch.arange(1, 9, dtype=torch.int64)
-    words = _mix(counter.mul_(_GAMMA).add_(_signed(derive(7, "noise")))).tolist()
-    uniform = [((word % 2**64) >> 11) / 2.0**53 for word in words]
+def word(key: int, place: int) -> int:
+    """Word `place` of SplitMix64 in unbounded integers."""
+    z = (key + (place + 1) * 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return z ^ (z >> 31)
+
+
+def test_noise_is_box_muller_of_splitmix64() -> None:
+    uniform = [(word(derive(7, "noise"), place) >> 11) / 2.0**53 for place in range(8)]
     expected = []
     for first, second in zip(uniform[::2], uniform[1::2], strict=True):
         radius = math.sqrt(-2.0 * math.log(1.0 - first))

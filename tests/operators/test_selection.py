@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from evomerge.operators.kernels import selection
+from evomerge.operators.kernels.inputs import Flat, TaskVector
 from evomerge.operators.kernels.selection import (
-    SMALL,
+    Bracket,
     boundary_bin,
     kept_count,
     kth_largest_magnitude,
@@ -19,8 +21,12 @@ from evomerge.operators.kernels.selection import (
     refined_histogram,
     row_thresholds,
     stream_threshold,
+    task_thresholds,
+    trim,
 )
 
+LARGE = (1 << 18) + 70_017
+"""Beyond the size up to which everything is selected from at once; no whole number of spans."""
 floats = hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(width=32, allow_nan=False))
 
 
@@ -38,20 +44,90 @@ def test_streaming_equals_one_sort_whatever_the_parts(values: np.ndarray, cut: i
     assert stream_threshold(lambda: parts, density) == expected
 
 
-@pytest.mark.parametrize("kind", ["normal", "bfloat16", "constant", "zeros", "wide"])
-@pytest.mark.parametrize("share", [1e-5, 0.2, 0.5, 1.0])
-def test_large_tensors_are_selected_from_exactly(kind: str, share: float) -> None:
-    rng = np.random.default_rng(0)
-    size = SMALL * 9 + 17
-    values = {
-        "normal": rng.standard_normal(size),
-        "bfloat16": torch.from_numpy(rng.standard_normal(size)).bfloat16().float().numpy(),
-        "constant": np.full(size, -0.1),
-        "zeros": np.zeros(size),
-        "wide": np.exp(rng.uniform(-80, 80, size)),
-    }[kind].astype(np.float32)
-    k = kept_count(size, share)
+def large(kind: str, rng: np.random.Generator) -> np.ndarray:
+    made = {
+        "normal": lambda: rng.standard_normal(LARGE),
+        "bfloat16": lambda: torch.from_numpy(rng.standard_normal(LARGE)).bfloat16().float().numpy(),
+        "constant": lambda: np.full(LARGE, -0.1),
+        "zeros": lambda: np.zeros(LARGE),
+        "subnormal": lambda: rng.integers(-3, 4, LARGE) * 1.4e-45,
+        "wide": lambda: np.exp(rng.uniform(-80, 80, LARGE)),
+        "two values": lambda: rng.integers(0, 2, LARGE) - 3.0,
+        "few": lambda: rng.integers(-4, 5, LARGE) / 8,
+        "mostly zero": lambda: rng.standard_normal(LARGE) * (rng.random(LARGE) < 0.01),
+        "sorted": lambda: np.sort(rng.standard_normal(LARGE)),
+        "infinite": lambda: np.where(rng.random(LARGE) < 0.3, -np.inf, rng.standard_normal(LARGE)),
+    }
+    return made[kind]().astype(np.float32)
+
+
+KINDS = [
+    "normal", "bfloat16", "constant", "zeros", "subnormal", "wide", "two values", "few", "mostly zero", "sorted",
+    "infinite",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_large_tensors_are_selected_from_exactly(kind: str) -> None:
+    """With every rank that is special: the first, the last, beside a boundary of equal entries, and in between."""
+    values = large(kind, np.random.default_rng(0))
+    sizes = np.sort(np.abs(values))[::-1]
+    edges = np.flatnonzero(sizes[1:] != sizes[:-1])[:3]
+    ranks = {1, 2, LARGE - 1, LARGE, *(kept_count(LARGE, share) for share in (1e-5, 0.2, 0.5, 0.99))}
+    ranks |= {int(edge) + step for edge in edges for step in (0, 1, 2)} - {0}
+    for k in sorted(ranks):
+        assert kth_largest_magnitude(torch.from_numpy(values), k) == sizes[k - 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_task_vectors_are_selected_from_together_as_alone(dtype: torch.dtype) -> None:
+    rng = np.random.default_rng(1)
+    base, first, second = (torch.from_numpy(rng.standard_normal(LARGE)).to(dtype) for _ in range(3))
+    tuned = {0: Flat(first), 2: Flat(second)}
+    found = task_thresholds(tuned, Flat(base), {0: 0.3, 2: 0.9})
+    for index, density in ((0, 0.3), (2, 0.9)):
+        whole = TaskVector(tuned[index], Flat(base))[:].numpy()
+        assert found[index] == by_sorting(whole, kept_count(LARGE, density))
+
+
+def test_thresholds_of_nothing_are_infinite() -> None:
+    nothing = Flat(torch.zeros(0))
+    assert task_thresholds({0: nothing}, nothing, {0: 0.5}) == {0: float("inf")}
+
+
+@pytest.mark.parametrize("kind", ["normal", "two values"])
+def test_a_sample_that_misleads_costs_time_only(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the sample sees one place only, the histograms decide."""
+    values = large(kind, np.random.default_rng(2))
+    monkeypatch.setattr(selection, "_places", lambda numel: torch.zeros(1 << 16, dtype=torch.int64))
+    k = kept_count(LARGE, 0.5)
+    assert Bracket(Flat(torch.from_numpy(values)), k).kth_largest() is None
     assert kth_largest_magnitude(torch.from_numpy(values), k) == by_sorting(values, k)
+
+
+def test_the_bracket_nearly_always_holds_the_rank() -> None:
+    """So that one pass is the rule."""
+    rng = np.random.default_rng(3)
+    values = torch.from_numpy(large("normal", rng))
+    for share in rng.uniform(0.001, 1, 30):
+        bracket = Bracket(Flat(values), kept_count(LARGE, float(share)))
+        bracket.count(values.abs())
+        assert bracket.kth_largest() is not None
+
+
+@settings(max_examples=60, deadline=None)
+@given(values=floats, place=st.integers(0, 59))
+def test_trimming_keeps_what_reaches_the_limit(values: np.ndarray, place: int) -> None:
+    """Also where the limit is zero, subnormal, the largest float or infinite."""
+    limit = np.abs(values[place % len(values)])
+    expected = np.where(np.abs(values) >= limit, values, np.float32(0))
+    np.testing.assert_array_equal(trim(torch.from_numpy(values.copy()), float(limit)).numpy(), expected)
+
+
+@pytest.mark.parametrize("k", [0, 6])
+def test_no_rank_outside_of_a_tensor(k: int) -> None:
+    with pytest.raises(ValueError, match="rank from 1 to 5"):
+        kth_largest_magnitude(torch.ones(5), k)
 
 
 def test_histograms_of_parts_add_up_and_count_every_element() -> None:

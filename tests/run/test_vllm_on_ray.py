@@ -69,7 +69,8 @@ def test_a_search_whose_workers_hang_and_die_is_resumed_and_is_the_undisturbed_o
     undisturbed = tmp_path / "undisturbed"
     start(search(tmp_path, executor={"kind": "inline"}, engine={"threads": 1}), undisturbed)
 
-    config = search(tmp_path, executor={"kind": "ray", "workers": 2, "timeout_s": 25}, engine={"kind": "vllm", "threads": 1})
+    executor = {"kind": "ray", "workers": 2, "timeout_s": 25}
+    config = search(tmp_path, executor=executor, engine={"kind": "vllm", "threads": 1})
     path, run = tmp_path / "search.yaml", tmp_path / "run"
     path.write_text(dump_yaml(config_data(config)))
     monkeypatch.setenv("RAY_worker_niceness", "0")  # by default they starve beside other programs

@@ -8,7 +8,7 @@ import pytest
 from evomerge.search import CmaEs, RandomSearch, SearchConfig, Searcher, StagedSearch, Stages, create_searcher
 from evomerge.spaces.types import Space
 from evomerge.testing.searchers import CLOSENESS, PLACE, SearcherContract
-from evomerge.testing.spaces import BoxSpace, BreedingBox
+from evomerge.testing.spaces import BoxSpace, BreedingBox, method_choices
 
 
 class TestRandom(SearcherContract):
@@ -85,6 +85,26 @@ class TestCatCmaOverChoices(TestCatCma):
     @pytest.fixture
     def space(self) -> BoxSpace:
         return BoxSpace(0)
+
+
+class TestCmaEsOverMethodChoices(TestCmaEs):
+    """Each group of layers chooses a method, which has parameters of its own."""
+
+    @pytest.fixture
+    def space(self) -> Space:
+        return method_choices()
+
+
+class TestCatCmaOverMethodChoices(TestCatCma):
+    @pytest.fixture
+    def space(self) -> Space:
+        return method_choices()
+
+
+class TestRandomOverMethodChoices(TestRandom):
+    @pytest.fixture
+    def space(self) -> Space:
+        return method_choices()
 
 
 class TestCatCmaInOneDimension(TestCatCma):

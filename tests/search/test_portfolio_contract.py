@@ -10,7 +10,7 @@ import pytest
 from evomerge.search import SearchConfig, Searcher, create_searcher
 from evomerge.spaces.types import Space
 from evomerge.testing.searchers import CLOSENESS, SearcherContract
-from evomerge.testing.spaces import BreedingBox
+from evomerge.testing.spaces import BreedingBox, method_choices
 
 
 class TestNsgaII(SearcherContract):
@@ -25,6 +25,20 @@ class TestTpe(TestNsgaII):
     searcher = "tpe"
     options: ClassVar[Mapping[str, Any]] = {}
     evaluations = 30
+
+
+class TestNsgaIIOverMethodChoices(TestNsgaII):
+    """Each group of layers chooses a method, which has parameters of its own."""
+
+    @pytest.fixture
+    def space(self) -> Space:
+        return method_choices()
+
+
+class TestTpeOverMethodChoices(TestTpe):
+    @pytest.fixture
+    def space(self) -> Space:
+        return method_choices()
 
 
 class TestPortfolio(TestNsgaII):

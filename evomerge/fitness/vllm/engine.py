@@ -25,6 +25,7 @@ from evomerge.fitness.vllm.memory import plan_worker
 from evomerge.fitness.vllm.options import engine_args
 from evomerge.fitness.vllm.startup import prepare
 from evomerge.fitness.vllm.warm import WarmLLM
+from evomerge.fitness.vocabulary import ServedVocabulary
 from evomerge.merging import (
     Frame,
     Kind,
@@ -38,7 +39,6 @@ from evomerge.merging import (
     slots_config,
     widened,
 )
-from evomerge.merging.opening import assets_source
 from evomerge.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class VllmEngine:
         self._template, self._base_dir, self._config = template, base_dir.resolve(), config
         self._batch_size = batch_size
         self._all = self._sources = open_sources(template, base_dir, any_depth=True)
+        self._vocabulary = ServedVocabulary(template, self._all)
         self._warm = WarmLLM(config)
         self._serial = 0
         self._swap_seconds: dict[str, float] = {}
@@ -99,7 +100,9 @@ class VllmEngine:
         """
         self._warm.version = None
         if not serves(self._sources, recipe):
-            self._sources = open_sources(recipe, self._base_dir, any_depth=True, like=self._all)
+            sources = open_sources(recipe, self._base_dir, any_depth=True, like=self._all)
+            self._vocabulary.check(recipe, sources)
+            self._sources = sources
         merge = plan(recipe, self._sources)
         seated = self._seated(merge)
         try:
@@ -153,7 +156,7 @@ class VllmEngine:
         with TemporaryDirectory(prefix="evomerge-") as name:
             folder = Path(name)
             config = slots_config(self._sources, slots)
-            copy_assets(folder, source=assets_source(self._template, self._all).folder, config=config)
+            copy_assets(folder, source=self._vocabulary.folder, config=config)
             residency = plan_worker(self._all, self._config, self._batch_size, folder)
             arguments = engine_args(self._config, folder, sequences=self._batch_size, plan=residency)
             self._warm.start(arguments)
@@ -174,7 +177,7 @@ class VllmEngine:
 
         from evomerge.fitness.vllm.lm import VllmLM, generation_defaults  # imports vLLM, which has been started now
 
-        folder = assets_source(self._template, self._all).folder
+        folder = self._vocabulary.folder
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=self._config.trust_remote_code)
         return VllmLM(
             cast("LLM", self._warm),  # what it uses of one

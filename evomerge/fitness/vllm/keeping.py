@@ -43,7 +43,7 @@ def open_kept(
 
 
 def serves(sources: Sources, recipe: Recipe) -> bool:
-    """Tell whether a recipe is one over opened sources, with the same reference."""
+    """Tell whether a recipe is one over opened sources, with the same reference and vocabulary."""
     reference = recipe.base if recipe.base is not None else next(iter(recipe.sources))
     same = all(sources.configs.get(alias) == config for alias, config in recipe.sources.items())
-    return same and reference == sources.reference
+    return same and reference == sources.reference and sources.speak(recipe)

@@ -9,13 +9,32 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from evomerge.operators.metadata import Resolved
+from evomerge.operators.kernels.low_rank import LowRank
+from evomerge.operators.metadata import Resolved, StatisticKind
 
 Tensors: TypeAlias = tuple[Tensor, ...]
 
 
 def _made(name: str, make: Callable[[], Tensors]) -> Tensors:  # noqa: ARG001  nothing is kept
     return make()
+
+
+def _unknown(index: int) -> LowRank | None:  # noqa: ARG001  a dense task vector
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistic:
+    """What was measured of one source beforehand, for one parameter."""
+
+    tensor: Tensor
+    """float32: of the parameter's shape; of kind `gram` of shape (inputs, inputs)."""
+    mean: float = 1.0
+    """Over all entries of the whole model, > 0, as the next two are; none of them is given for kind `gram`."""
+    median: float = 1.0
+    """Of the positive entries of the whole model."""
+    norm: float = 1.0
+    """2-norm of the whole model's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +49,19 @@ class Context:
     """The recipe's seed."""
     dtype: torch.dtype = torch.float32
     """What the result is rounded to, once."""
+    is_vocabulary: bool = False
+    """Whether the parameter has a row a token: an embedding, or the head."""
+    inputs_first: bool = False
+    """Whether it is stored as (inputs, outputs), as GPT-2's `Conv1D` is."""
+    low_rank: Callable[[int], LowRank | None] = _unknown
+    """Index of the source to the factors of its task vector; None: they are not known, or it has none."""
     threshold: Callable[[int, float], float] | None = None
     """For `scope: global`: (index of the source, density) to the magnitude, over the whole model's task
-    vector, from which an entry is kept. None: the caller makes no global pass."""
+    vector, from which an entry is kept; of a method that needs an importance, the magnitude times its square root.
+    None: the caller makes no global pass."""
+    statistic: Callable[[int, StatisticKind], Statistic | None] | None = None
+    """(index of the source, kind) to what was measured of it for this parameter; None: for this parameter, nothing.
+    Given for the kinds that the method needs."""
     kept: Callable[[str, Callable[[], Tensors]], Tensors] = _made
     """(what it is, how it is made) to tensors that depend on this parameter in these sources and base alone, not on
     `params`, such as a decomposition: a caller may keep them from one candidate to the next. Not to be changed."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from evomerge.operators.kernels.combine import Sparsify, elected, l1_factor, summed
+from evomerge.operators.kernels.combine import Sparsify, elected, l1_factor, l1_factors, summed
 from evomerge.operators.kernels.context import Context
 from evomerge.operators.kernels.inputs import (
     Flat,
@@ -35,15 +35,17 @@ def breadcrumbs(
 
     Davari and Belilovsky 2024, arXiv:2312.06795. Of n entries (of a tensor, or of a row as in the released code) the
     int(γ·n) largest are dropped and the next int(ρ·n) kept; where fewer than ρ·n are left, fewer of the largest are
-    dropped (mergekit's rule). Deviations: entries as large as the last one on either side of the band are kept too;
-    with γ = 0 nothing large is dropped, where mergekit then drops everything.
+    dropped (mergekit's rule). `rescale: l1` restores the L1 norm. Deviations: entries as large as the last one on
+    either side of the band are kept too; with γ = 0 nothing large is dropped, where mergekit then drops everything.
 
     Raises:
         SourceError: for a missing base, or tensors that do not fit each other.
     """
     flat, origin, keep, row = _banded(tensors, base, params, context)
     out = result_like(tensors[0], context)
-    return _linear(flat, origin, params, context, keep, None, row, out).view(tensors[0].shape)
+    order = active(context, numbers(params, "weight"), numbers(params, "density"), numbers(params, "top"))
+    factors = l1_factors(flat, origin, params, order, keep, multiple=row)
+    return _linear(flat, origin, params, context, keep, factors, row, out).view(tensors[0].shape)
 
 
 def breadcrumbs_ties(
@@ -57,7 +59,8 @@ def breadcrumbs_ties(
     flat, origin, keep, row = _banded(tensors, base, params, context)
     order = active(context, numbers(params, "weight"), numbers(params, "density"), numbers(params, "top"))
     out = result_like(tensors[0], context)
-    return elected(flat, origin, params, order, keep, out, multiple=row).view(tensors[0].shape)
+    factors = l1_factors(flat, origin, params, order, keep, multiple=row)
+    return elected(flat, origin, params, order, keep, out, factors=factors, multiple=row).view(tensors[0].shape)
 
 
 def della_linear(

@@ -1,28 +1,39 @@
 """Exact selection of the largest magnitudes without sorting.
 
-The bit pattern of a non-negative float32 orders like its value, so a radix select needs two passes: a
-histogram of the upper 16 bits finds the bin that holds the k-th largest magnitude, a histogram of the lower
-16 bits inside that bin finds the value itself. Histograms of parts add up, so a whole model is selected from
-while it streams by.
+One tensor: a sample tells between which two values the k-th largest magnitude almost surely lies. One pass counts
+what is larger, and collects the few entries between, among which the rank is then exact; where the sample misled, the
+counts show it.
+
+A whole model, or a sample that misled: the bit pattern of a non-negative float32 orders like its value, so a radix
+select needs two passes: a histogram of the upper 16 bits finds the bin that holds the k-th largest magnitude, a
+histogram of the lower 16 bits inside that bin finds the value itself. Histograms of parts add up, so a whole model is
+selected from while it streams by.
 """
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from evomerge.operators.kernels.inputs import spans
+from evomerge.operators.kernels.inputs import Flat, TaskVector, Vector, spans
+from evomerge.operators.kernels.scratch import Scratch
 
 UPPER_BINS = 1 << 15
 """Bins of `magnitude_histogram`: 16 upper bits without the sign."""
 LOWER_BINS = 1 << 16
 """Bins of `refined_histogram`."""
 _MAGNITUDE = 0x7FFF_FFFF
-SMALL = 1 << 15
-"""Up to so many elements one call of nth_element beats two histograms."""
+_SMALL = 1 << 18
+"""Up to so many elements are selected from at once."""
+_SAMPLE = 1 << 16
+"""With it about 2 % of the entries lie in the bracket."""
 
 
 def kept_count(numel: int, density: float) -> int:
@@ -81,18 +92,116 @@ def pattern_value(upper: int, lower: int) -> float:
     return value
 
 
-def kth_largest_magnitude(tensor: Tensor, k: int) -> float:
+def kth_largest_magnitude(values: Tensor | Vector, k: int) -> float:
     """Return the k-th largest |x| exactly.
 
     Args:
-        tensor: float32, any shape.
+        values: a float32 tensor of any shape, or a vector that is read in spans.
         k: rank from 1 (the largest) to the number of elements.
+
+    Raises:
+        ValueError: when there are fewer than k entries, or k is not positive.
     """
-    if tensor.numel() <= SMALL:
-        return float(tensor.abs().view(-1).kthvalue(tensor.numel() - k + 1).values)
-    upper, rank = boundary_bin(magnitude_histogram(tensor), k)
-    lower, _ = boundary_bin(refined_histogram(tensor, upper), rank)
-    return pattern_value(upper, lower)
+    vector = Flat(values) if isinstance(values, Tensor) else values
+    if not 1 <= k <= vector.numel():
+        raise ValueError(f"k must be a rank from 1 to {vector.numel()}, the number of entries, got {k}")
+    parts = list(spans(vector.numel(), vector.device))
+    if vector.numel() <= _SMALL:
+        return _ranked(vector[:].abs(), k)
+    if vector.device.type == "cpu":
+        bracket = Bracket(vector, k)
+        for start, stop in parts:
+            bracket.count(vector[start:stop].abs())
+        if (found := bracket.kth_largest()) is not None:
+            return found
+    return _by_histograms(lambda: (vector[start:stop] for start, stop in parts), k)
+
+
+def task_thresholds(tuned: Mapping[int, Flat], origin: Flat, densities: Mapping[int, float]) -> dict[int, float]:
+    """Return for each task vector the magnitude from which an entry is among its top `density`.
+
+    Args:
+        tuned: index of a source to its vector.
+        origin: the base, with which they are read together.
+        densities: index of a source to its share kept, in (0, 1].
+
+    Returns:
+        The exact thresholds; infinity if there is no entry.
+    """
+    numel = origin.numel()
+    ranks = {index: kept_count(numel, density) for index, density in densities.items()}
+    if not numel:
+        return dict.fromkeys(ranks, math.inf)
+    vectors = {index: TaskVector(tuned[index], origin) for index in ranks}
+    found: dict[int, float | None] = {}
+    if numel > _SMALL and origin.device.type == "cpu":
+        brackets = {index: Bracket(vectors[index], rank) for index, rank in ranks.items()}
+        scratch = Scratch(origin.device)
+        for span in scratch.over(spans(numel, origin.device)):
+            root = origin.read(span, scratch)
+            for index, bracket in brackets.items():
+                bracket.count(tuned[index].minus(root, span, scratch).abs_())
+        found = {index: bracket.kth_largest() for index, bracket in brackets.items()}
+    limits = {}
+    for index, rank in ranks.items():
+        limit = found.get(index)
+        limits[index] = kth_largest_magnitude(vectors[index], rank) if limit is None else limit
+    return limits
+
+
+class Bracket:
+    """Two magnitudes with the k-th largest almost surely between them, and what a pass finds there."""
+
+    def __init__(self, vector: Vector, k: int) -> None:
+        """Take a sample of a vector in memory; the k-th largest falls out of the bracket once in a million vectors."""
+        share = k / vector.numel()
+        sample = np.sort(vector.sample(_places(vector.numel())).abs_().numpy())[::-1]
+        margin = 5.0 * math.sqrt(_SAMPLE * share * (1.0 - share)) + 5.0
+        first, last = math.floor(_SAMPLE * share - margin), math.ceil(_SAMPLE * share + margin)
+        self._high = sample[first] if first >= 0 else np.float32(np.inf)
+        self._low = sample[last] if last < _SAMPLE else np.float32(0.0)
+        self._k = k
+        self._room = vector.numel() // 4
+        self._above = 0
+        self._inside = 0
+        self._values: list[NDArray[np.float32]] = []
+
+    def count(self, magnitudes: Tensor) -> None:
+        """Take in one span: float32 >= 0, on a CPU."""
+        sizes = magnitudes.numpy()
+        above = sizes > self._high
+        self._above += np.count_nonzero(above)
+        inside = np.bitwise_xor(above, sizes >= self._low, out=above)
+        self._inside += np.count_nonzero(inside)
+        if self._low < self._high and self._inside <= self._room:
+            self._values.append(sizes[inside])
+
+    def kth_largest(self) -> float | None:
+        """Return the k-th largest magnitude, or None where it is not in the bracket, or the bracket holds too many."""
+        rank = self._k - self._above
+        if not 1 <= rank <= self._inside:
+            return None
+        if self._low == self._high:
+            return float(self._low)
+        return None if self._inside > self._room else _ranked(torch.from_numpy(np.concatenate(self._values)), rank)
+
+
+def _ranked(sizes: Tensor, k: int) -> float:
+    """Return the k-th largest entry of a tensor of any shape."""
+    place = sizes.numel() - k
+    if sizes.device.type != "cpu":
+        return float(sizes.view(-1).kthvalue(place + 1).values)
+    return float(np.partition(sizes.view(-1).numpy(), place)[place])
+
+
+def _places(numel: int) -> Tensor:
+    """Return `_SAMPLE` pseudo-random places below `numel`, the same every time; no result depends on them."""
+    return (_fractions() * numel).long().clamp_(max=numel - 1)
+
+
+@cache
+def _fractions() -> Tensor:
+    return torch.rand(_SAMPLE, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).sort().values
 
 
 def stream_threshold(stream: Callable[[], Iterable[Tensor]], density: float) -> float:
@@ -107,18 +216,32 @@ def stream_threshold(stream: Callable[[], Iterable[Tensor]], density: float) -> 
     Returns:
         The threshold; infinity if there is no entry at all.
     """
-    counts = torch.zeros(UPPER_BINS, dtype=torch.int64)
-    for tensor in stream():
-        counts += magnitude_histogram(tensor).cpu()
+    counts = _counts(stream())
     total = int(counts.sum())
-    if total == 0:
-        return float("inf")
-    upper, rank = boundary_bin(counts, kept_count(total, density))
+    return _by_histograms(stream, kept_count(total, density), counts) if total else float("inf")
+
+
+def _by_histograms(stream: Callable[[], Iterable[Tensor]], k: int, counts: Tensor | None = None) -> float:
+    """Return the k-th largest magnitude of all entries; `counts` saves the first of two passes."""
+    upper, rank = boundary_bin(_counts(stream()) if counts is None else counts, k)
     refined = torch.zeros(LOWER_BINS, dtype=torch.int64)
     for tensor in stream():
         refined += refined_histogram(tensor, upper).cpu()
     lower, _ = boundary_bin(refined, rank)
     return pattern_value(upper, lower)
+
+
+def _counts(tensors: Iterable[Tensor]) -> Tensor:
+    counts = torch.zeros(UPPER_BINS, dtype=torch.int64)
+    for tensor in tensors:
+        counts += magnitude_histogram(tensor).cpu()
+    return counts
+
+
+def trim(values: Tensor, limit: float) -> Tensor:
+    """Set to 0 in place what is smaller than the magnitude `limit` (a float32, >= 0), and return `values`."""
+    # Kept is what lies beyond the float before; hardshrink is one vectorised pass, a mask is several times slower.
+    return torch.hardshrink(values, float(np.nextafter(np.float32(limit), np.float32(0.0))), out=values)
 
 
 def row_thresholds(matrix: Tensor, density: float) -> Tensor:

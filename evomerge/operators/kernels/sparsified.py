@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from evomerge.errors import NotBuiltError
-from evomerge.operators.kernels.combine import Sparsify, elected, l1_factor, summed
-from evomerge.operators.kernels.context import Context
+from evomerge.operators.kernels.combine import Sparsify, elected, l1_factors, summed
+from evomerge.operators.kernels.context import Context, Tensors
 from evomerge.operators.kernels.inputs import (
     Flat,
-    TaskVector,
     active,
     flatten,
     flatten_base,
@@ -22,16 +22,9 @@ from evomerge.operators.kernels.inputs import (
     number,
     numbers,
     result_like,
-    spans,
 )
-from evomerge.operators.kernels.masks import keep_mask, mask_key
-from evomerge.operators.kernels.selection import (
-    SMALL,
-    kept_count,
-    kth_largest_magnitude,
-    row_thresholds,
-    stream_threshold,
-)
+from evomerge.operators.kernels.masks import drop_entries, mask_key
+from evomerge.operators.kernels.selection import row_thresholds, task_thresholds, trim
 from evomerge.operators.metadata import Resolved
 
 
@@ -40,7 +33,8 @@ def ties(tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Re
 
     Trim keeps the entries of at least the k-th largest magnitude of the tensor, row or model, k = max(1,
     int(ρ·n)). Deviations: every entry equal to the threshold is kept (the released code keeps one more than
-    k, mergekit exactly k by an unstable sort); entries of 0 never vote; votes that cancel give 0 unless
+    k, mergekit exactly k by an unstable sort); `rescale: l1` restores the L1 norm of what was trimmed (mergekit's
+    `rescale`); entries of 0 never vote; votes that cancel give 0 unless
     `zero_sign` says otherwise; the mean divides by Σ |w_i| of those that agree.
 
     Raises:
@@ -52,42 +46,44 @@ def ties(tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Re
     weights, densities = numbers(params, "weight"), numbers(params, "density")
     order = active(context, weights, densities)
     row = max(1, tensors[0].shape[-1]) if params["scope"] == "row" and tensors[0].dim() else 1
-    limits: dict[int, float] = {}
-    if params["scope"] != "row":
-        limits = {
-            index: _limit(flat[index], origin, densities[index], index, str(params["scope"]), context)
-            for index in order
-            if densities[index] < 1
-        }
+    trimmed = {index: densities[index] for index in order if densities[index] < 1}
+    limits = {} if params["scope"] == "row" else _limits(flat, origin, trimmed, str(params["scope"]), context)
 
-    def trim(index: int, delta: Tensor, start: int) -> Tensor:  # noqa: ARG001  same form as a random drop
+    def keep_large(index: int, delta: Tensor, start: int) -> Tensor:  # noqa: ARG001  same form as a random drop
         if densities[index] >= 1:
             return delta
         if params["scope"] == "row":
             matrix = delta.view(-1, row)
-            return matrix.masked_fill_(matrix.abs() < row_thresholds(matrix, densities[index]), 0.0).view(-1)
-        return delta.masked_fill_(delta.abs() < limits[index], 0.0)
+            return matrix.mul_(matrix.abs() >= row_thresholds(matrix, densities[index])).view(-1)
+        return trim(delta, limits[index])
 
-    out = elected(flat, origin, params, order, trim, result_like(tensors[0], context), multiple=row)
-    return out.view(tensors[0].shape)
+    out = result_like(tensors[0], context)
+    factors = l1_factors(flat, origin, params, order, keep_large, multiple=row)
+    return elected(flat, origin, params, order, keep_large, out, factors=factors, multiple=row).view(tensors[0].shape)
 
 
-def _limit(flat: Flat, origin: Flat, density: float, index: int, scope: str, context: Context) -> float:
-    """Return the magnitude from which an entry of a task vector is kept."""
+def _limits(
+    flat: Sequence[Flat], origin: Flat, densities: Mapping[int, float], scope: str, context: Context
+) -> dict[int, float]:
+    """Return the magnitudes from which an entry of a task vector is kept."""
     if scope == "global":
         if context.threshold is None:
             raise NotBuiltError(
                 f"{context.name}: ties with scope: global needs a pass over the whole model, which this "
                 "caller does not make; use scope: tensor or row"
             )
-        return context.threshold(index, density)
-    if 0 < flat.numel() <= SMALL:
-        return kth_largest_magnitude(TaskVector(flat, origin)[:], kept_count(flat.numel(), density))
-    # Span by span: a large task vector never stands in memory as a whole.
-    return stream_threshold(
-        lambda: (flat[start:stop] - origin[start:stop] for start, stop in spans(flat.numel(), flat.device)),
-        density,
-    )
+        return {index: context.threshold(index, density) for index, density in densities.items()}
+
+    if not densities:
+        return {}
+
+    def found() -> Tensors:
+        limits = task_thresholds({index: flat[index] for index in densities}, origin, densities)
+        return (torch.tensor(list(limits.values())),)
+
+    what = [(context.source_ids[index], density) for index, density in densities.items()]
+    limits = context.kept(f"thresholds {what}", found)[0].tolist()
+    return dict(zip(densities, limits, strict=True))
 
 
 def dare_linear(
@@ -144,11 +140,8 @@ def _dropping(
     def drop(index: int, delta: Tensor, start: int) -> Tensor:
         if densities[index] >= 1:
             return delta
-        kept = keep_mask(delta.numel(), keys[index], densities[index], offset=start, device=delta.device)
-        return delta.mul_(kept)
+        return drop_entries(delta, keys[index], densities[index], offset=start)
 
     if params["rescale"] == "inv_keep":
         return drop, {index: 1.0 / densities[index] for index in order}
-    if params["rescale"] == "none":
-        return drop, dict.fromkeys(order, 1.0)
-    return drop, {index: l1_factor(flat[index], origin, index, drop) for index in order}
+    return drop, l1_factors(flat, origin, params, order, drop) or dict.fromkeys(order, 1.0)

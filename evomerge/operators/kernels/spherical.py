@@ -48,7 +48,7 @@ def _norm(vector: Vector) -> float:
     return math.sqrt(total)
 
 
-def coefficients(a: Vector, b: Vector, t: float) -> tuple[float, float]:
+def coefficients(a: Vector, b: Vector, t: float, *, straight: float = 1.0) -> tuple[float, float]:
     """Return (c_a, c_b) so that c_a·a + c_b·b is the point at `t` on the arc from a to b.
 
     Linear interpolation (1 - t, t) stands in where a vector is zero or sin φ < 1e-6: there the arc is the
@@ -58,9 +58,10 @@ def coefficients(a: Vector, b: Vector, t: float) -> tuple[float, float]:
         a: one vector.
         b: another of that length.
         t: 0 to 1.
+        straight: |cos φ| beyond which the interpolation is linear too.
     """
     phi = angle(a, b)
-    if phi is None or not math.sin(phi) >= SMALLEST_SINE:
+    if phi is None or not math.sin(phi) >= SMALLEST_SINE or abs(math.cos(phi)) > straight:
         return 1.0 - t, t
     return math.sin((1.0 - t) * phi) / math.sin(phi), math.sin(t * phi) / math.sin(phi)
 
@@ -70,15 +71,15 @@ def slerp(tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, R
 
     The angle is that of the flattened tensors; a and b keep their lengths. Deviation from mergekit and
     FusionBench: they interpolate linearly wherever |cos φ| > 0.9995, which two models tuned from one base
-    nearly always satisfy; here the arc is followed. The difference is at most 1.3e-4 of the tensor's length
-    at that limit, φ²/8 in general.
+    nearly always satisfy; here the arc is followed, unless `straight` sets their limit. The difference is at
+    most 1.3e-4 of the tensor's length at that limit, φ²/8 in general.
 
     Raises:
         SourceError: for a missing base, or tensors that do not fit each other.
     """
     other = flatten(tensors, context)[0]
     origin = flatten_base(base, tensors[0], context)
-    of_base, of_other = coefficients(origin, other, number(params, "t"))
+    of_base, of_other = coefficients(origin, other, number(params, "t"), straight=number(params, "straight"))
     out = result_like(tensors[0], context)
     for start, stop in spans(out.numel(), out.device):
         out[start:stop] = (origin[start:stop] * of_base).add_(other[start:stop], alpha=of_other)

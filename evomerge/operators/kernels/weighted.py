@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from evomerge.operators.kernels.context import Context
@@ -21,6 +20,7 @@ from evomerge.operators.kernels.inputs import (
     result_like,
     spans,
 )
+from evomerge.operators.kernels.scratch import Scratch, accumulate
 from evomerge.operators.metadata import Resolved
 
 
@@ -45,11 +45,14 @@ def linear(
         weights = normalized(weights)
     order = active(context, weights)
     out = result_like(tensors[0], context)
-    for start, stop in spans(out.numel(), out.device):
-        total = torch.zeros(stop - start, device=out.device)
+    if not order:
+        return out.zero_().view(tensors[0].shape)
+    scratch = Scratch(out.device)
+    for span in scratch.over(spans(out.numel(), out.device)):
+        total: Tensor | None = None
         for index in order:
-            total.add_(flat[index][start:stop], alpha=weights[index])
-        out[start:stop] = total
+            total = accumulate(total, flat[index].read(span, scratch), weights[index], scratch)
+        out[span] = total
     return out.view(tensors[0].shape)
 
 
@@ -72,14 +75,12 @@ def task_arithmetic(
     factors = [scale * weight for weight in weights]
     order = active(context, factors)
     out = result_like(tensors[0], context)
-    for start, stop in spans(out.numel(), out.device):
-        root = origin[start:stop]
-        if not order:
-            out[start:stop] = root
-            continue
-        total = torch.zeros_like(root)
+    scratch = Scratch(out.device)
+    for span in scratch.over(spans(out.numel(), out.device)):
+        root = origin.read(span, scratch)
+        total: Tensor | None = None
         for index in order:
             # τ_i first: adding θ_i and subtracting Σ w_i θ_0 afterwards would cancel badly.
-            total.add_(flat[index][start:stop] - root, alpha=factors[index])
-        out[start:stop] = total.add_(root)
+            total = accumulate(total, flat[index].minus(root, span, scratch), factors[index], scratch)
+        out[span] = root if total is None else total.add_(root)
     return out.view(tensors[0].shape)

@@ -46,6 +46,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "a method": {"blend": {"method": "dare_linear", "weight": {"one": 0.7, "two": 0.4}, "density": 0.5}},
     "a seed": {"blend": {"method": "dare_linear", "weight": {"one": 0.7, "two": 0.4}, "density": 0.5}, "seed": 5},
     "a dtype": {"dtype": "float16"},
+    "a share": {"lines": {"alpha": 1.0, "beta": 0.5}},
 }
 
 
@@ -65,6 +66,16 @@ def test_a_digest_changes_wherever_the_tensor_does(name: str, folder: Path, sour
         assert all(".mlp." in key for key in changed)
     if name == "the head":
         assert changed == {"lm_head.weight", "model.norm.weight"}
+    if name == "a share":
+        assert all(".layers.1." in key or ".layers.2." in key for key in changed)
+
+
+def test_a_share_that_depends_on_the_whole_model_changes_with_any_part_of_it(folder: Path, sources: Sources) -> None:
+    lines = {"alpha": "auto"}
+    before, after = (plan(recipe(folder, lines=lines, **CHANGES[name]), sources) for name in ("nothing", "the head"))
+    old, new = blueprint(before), blueprint(after)
+    assert all(old[key] != new[key] for key in new)
+    assert blueprint(plan(recipe(folder, lines=lines), sources)) == old
 
 
 def test_a_digest_does_not_depend_on_where_files_are_but_on_what_they_hold(folder: Path, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def merge(folder: Path, method: str, **params: Any) -> MergePlan:
+def merge(folder: Path, method: str, lines: dict[str, Any] | None = None, **params: Any) -> MergePlan:
     recipe = Recipe.from_mapping(
         {
             "recipe": 1,
@@ -77,19 +77,23 @@ def merge(folder: Path, method: str, **params: Any) -> MergePlan:
             "dtype": "bfloat16",
             "layers": [{"take": dict.fromkeys(("base", "one", "two"), 0), "scale": 0.7}],
             "blend": {"method": method, "weight": {"one": 0.3, "two": 0.6}, **params},
+            "lines": lines,
         }
     )
     return plan(recipe, open_sources(recipe, folder))
 
 
+@pytest.mark.parametrize("lines", [None, {"alpha": 0.5}, {"alpha": "auto"}])
 @pytest.mark.parametrize("window", [(0, 0, 5), (0, 7, 9), (1, 3, 8)])
-def test_a_part_that_is_made_alone_is_that_part_of_the_whole(folder: Path, window: Window) -> None:
-    """To the last bit, the fold of a scaled stream included."""
-    candidate = merge(folder, "task_arithmetic")
+def test_a_part_that_is_made_alone_is_that_part_of_the_whole(
+    folder: Path, window: Window, lines: dict[str, Any] | None
+) -> None:
+    """To the last bit, the fold of a scaled stream included, and a share that depends on the whole model."""
+    candidate = merge(folder, "task_arithmetic", lines)
     planned = next(item for item in candidate.tensors if item.name.endswith("o_proj.weight"))
     assert is_elementwise(planned)
     made = make_window(candidate, planned, "cpu", window)
-    whole = make_tensor(candidate, planned)
+    whole = make_tensor(merge(folder, "task_arithmetic", lines), planned)
     assert made.shape == whole.shape
     assert made.dtype == whole.dtype
     assert torch.equal(made.narrow(*window), whole.narrow(*window))
