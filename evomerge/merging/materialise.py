@@ -27,6 +27,7 @@ from evomerge.recipe import Lines
 
 _LARGE = 1 << 26
 """Bytes of a model from which threads are worth their start."""
+_TRANSPARENT = frozenset({"linear", "task_arithmetic", "ties"})
 NOISE_SPAN = 1 << 20
 """Noise is made for so many weights at a time, in float64."""
 
@@ -85,6 +86,9 @@ def make_tensor(
         else:
             result = planned.rescale(_computed(plan, planned, device, torch.float32).float()).to(dtype)
     if not is_finite(result):
+        if planned.step is not None:
+            for alias in _inputs(planned.step.blend):
+                plan.sources.working(alias, planned.name_in(alias))
         raise InfeasibleError(
             f"tensor {planned.name!r} of the merge has NaN or infinite values in {plan.recipe.dtype}; "
             f"use smaller weights or `dtype: float32`"
@@ -153,10 +157,10 @@ def _blend(plan: MergePlan, planned: PlannedTensor, step: Step, device: str, dty
         merged = _blend(plan, planned, plain, device, torch.float32)
         root = sources.working(blend.lines.base, planned.name_in(blend.lines.base), device)
         return drawn_in(merged, root, share_of(plan, blend.lines, device), dtype)
-    tensors = [sources.working(alias, planned.name_in(alias), device) for alias in blend.sources]
-    base = None if blend.base is None else sources.working(blend.base, planned.name_in(blend.base), device)
-    aliases = blend.sources if blend.base is None else (*blend.sources, blend.base)
-    inputs = tuple((alias, planned.name_in(alias)) for alias in aliases)
+    inputs = tuple((alias, planned.name_in(alias)) for alias in _inputs(blend))
+    checked = not is_transparent(blend.method, blend.params)
+    tensors = [sources.working(alias, name, device, checked=checked) for alias, name in inputs]
+    base = None if blend.base is None else tensors.pop()
     context = Context(
         name=planned.name,
         source_ids=step.source_ids,
@@ -170,6 +174,19 @@ def _blend(plan: MergePlan, planned: PlannedTensor, step: Step, device: str, dty
         kept=plan.sources.statistics.keeper(inputs),
     )
     return step.kernel(tensors, base, blend.params, context)
+
+
+def _inputs(blend: Blend) -> tuple[str, ...]:
+    """Return the aliases that a blend reads, the base last."""
+    return blend.sources if blend.base is None else (*blend.sources, blend.base)
+
+
+def is_transparent(method: str, params: Mapping[str, Resolved]) -> bool:
+    """Tell whether NaN and infinity in any input come through to the result, so that looking at that one is enough."""
+    weights = params.get("weight")
+    if method not in _TRANSPARENT or not isinstance(weights, tuple):
+        return False
+    return params.get("scale", 1.0) != 0 and all(weight != 0 for weight in weights)
 
 
 def share_of(plan: MergePlan, lines: Lines, device: str = "cpu") -> float:

@@ -190,7 +190,13 @@ class Sources:
         return self.models[alias].tensor(name)
 
     def working(
-        self, alias: str, name: str, device: str | None = None, *, window: tuple[int, int, int] | None = None
+        self,
+        alias: str,
+        name: str,
+        device: str | None = None,
+        *,
+        window: tuple[int, int, int] | None = None,
+        checked: bool = True,
     ) -> Tensor:
         """Return a tensor that is merged, as it is stored or kept, on a device (None: where it is).
 
@@ -201,6 +207,7 @@ class Sources:
             name: of the tensor in that source.
             device: where it is wanted.
             window: dimension, start and length of the part that is wanted; None: all of it.
+            checked: whether NaN and infinite values are looked for, a pass of its own; False: the caller sees to it.
 
         Raises:
             SourceError: when it has NaN or infinite values.
@@ -210,7 +217,7 @@ class Sources:
         tensor = model.tensor(name) if kept is None else kept[name]
         if window is not None:
             tensor = tensor.narrow(*window)
-        if kept is None and not is_finite(tensor):
+        if checked and kept is None and not is_finite(tensor):
             raise self.not_finite(alias, name)
         return tensor if device is None else tensor.to(device)
 

@@ -110,8 +110,8 @@ class _Windowed:
     def __init__(self, sources: Sources, window: Window) -> None:
         self._sources, self._window = sources, window
 
-    def working(self, alias: str, name: str, device: str | None = None) -> Tensor:
-        return self._sources.working(alias, name, device, window=self._window)
+    def working(self, alias: str, name: str, device: str | None = None, *, checked: bool = True) -> Tensor:
+        return self._sources.working(alias, name, device, window=self._window, checked=checked)
 
     def measured(self, alias: str, kind: StatisticKind, name: str, device: str | None = None) -> Statistic | None:
         return self._sources.measured(alias, kind, name, device, window=self._window)

@@ -170,9 +170,9 @@ class Bracket:
         """Take in one span: float32 >= 0, on a CPU."""
         sizes = magnitudes.numpy()
         above = sizes > self._high
-        self._above += np.count_nonzero(above)
+        self._above += int(np.count_nonzero(above))
         inside = np.bitwise_xor(above, sizes >= self._low, out=above)
-        self._inside += np.count_nonzero(inside)
+        self._inside += int(np.count_nonzero(inside))
         if self._low < self._high and self._inside <= self._room:
             self._values.append(sizes[inside])
 

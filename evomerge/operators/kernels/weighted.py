@@ -48,9 +48,10 @@ def linear(
     if not order:
         return out.zero_().view(tensors[0].shape)
     scratch = Scratch(out.device)
+    first, *rest = order
     for span in scratch.over(spans(out.numel(), out.device)):
-        total: Tensor | None = None
-        for index in order:
+        total = accumulate(None, flat[first].read(span, scratch), weights[first], scratch)
+        for index in rest:
             total = accumulate(total, flat[index].read(span, scratch), weights[index], scratch)
         out[span] = total
     return out.view(tensors[0].shape)
