@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -21,9 +21,9 @@ from evomerge.merging.segments import Stretch
 from evomerge.merging.sources import Sources
 from evomerge.merging.threads import MOST_THREADS, in_order
 from evomerge.operators.kernels.context import Context, Statistic
-from evomerge.operators.metadata import StatisticKind
+from evomerge.operators.metadata import Resolved, StatisticKind
 from evomerge.operators.noise import noise
-from evomerge.recipe import Lines
+from evomerge.recipe import Blend, Lines
 
 _LARGE = 1 << 26
 """Bytes of a model from which threads are worth their start."""

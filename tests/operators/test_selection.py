@@ -99,16 +99,19 @@ def test_thresholds_of_nothing_are_infinite() -> None:
 def test_a_sample_that_misleads_costs_time_only(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the sample sees one place only, the histograms decide."""
     values = large(kind, np.random.default_rng(2))
-    monkeypatch.setattr(selection, "_places", lambda numel: torch.zeros(1 << 16, dtype=torch.int64))
+    monkeypatch.setattr(selection, "_runs", lambda count: torch.zeros(1 << 12, dtype=torch.int64))
     k = kept_count(LARGE, 0.5)
     assert Bracket(Flat(torch.from_numpy(values)), k).kth_largest() is None
     assert kth_largest_magnitude(torch.from_numpy(values), k) == by_sorting(values, k)
 
 
-def test_the_bracket_nearly_always_holds_the_rank() -> None:
-    """So that one pass is the rule."""
+@pytest.mark.parametrize("rows", [False, True])
+def test_the_bracket_nearly_always_holds_the_rank(rows: bool) -> None:
+    """So that one pass is the rule, also where neighbours are of one size."""
     rng = np.random.default_rng(3)
     values = torch.from_numpy(large("normal", rng))
+    if rows:
+        values *= torch.from_numpy(np.repeat(np.exp(rng.normal(0, 2, LARGE // 512 + 1)), 512)[:LARGE]).float()
     for share in rng.uniform(0.001, 1, 30):
         bracket = Bracket(Flat(values), kept_count(LARGE, float(share)))
         bracket.count(values.abs())

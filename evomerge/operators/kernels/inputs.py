@@ -18,6 +18,8 @@ _CPU_SPAN = 1 << 16
 """256 KiB of float32: the half dozen vectors of a kernel stay in the cache of one core."""
 _DEVICE_SPAN = 1 << 26
 _ROW = 256
+RUN = 16
+"""Elements that are sampled together: half a line of a cache or a whole one."""
 
 
 class Flat:
@@ -48,9 +50,10 @@ class Flat:
             return torch.sub(values, root, out=scratch.take(len(values)))
         return scratch.take(len(values)).copy_(values).sub_(root)
 
-    def sample(self, places: Tensor) -> Tensor:
-        """Return the elements at some places (int64) as float32."""
-        return self._stored.index_select(0, places).float()
+    def sample(self, runs: Tensor) -> Tensor:
+        """Return runs of `RUN` elements by their numbers (int64), shape (runs, RUN) in float32."""
+        whole = self.numel() // RUN * RUN
+        return self._stored[:whole].view(-1, RUN).index_select(0, runs).float()
 
     def numel(self) -> int:
         """Return the number of elements."""
@@ -74,9 +77,9 @@ class TaskVector:
         """Return a span as float32, shape (length,); it may be changed."""
         return self._tuned[span] - self._base[span]
 
-    def sample(self, places: Tensor) -> Tensor:
-        """Return the elements at some places (int64) as float32."""
-        return self._tuned.sample(places).sub_(self._base.sample(places))
+    def sample(self, runs: Tensor) -> Tensor:
+        """Return runs of `RUN` elements by their numbers (int64), shape (runs, RUN) in float32."""
+        return self._tuned.sample(runs).sub_(self._base.sample(runs))
 
     def numel(self) -> int:
         """Return the number of elements."""
