@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import sys
+from typing import get_args
 
 from evomerge.operators import specs
-from evomerge.operators.metadata import OperatorSpec, Parameter
+from evomerge.operators.metadata import Invariant, OperatorSpec, Parameter
 
 _INTRODUCTION = """\
 # Merge methods
@@ -25,6 +26,18 @@ a space names it.
 LiNeS and a global scale go on top of any of these: [parameter_space.md](parameter_space.md).
 """
 
+_LAWS = """\
+## Laws
+
+What holds under default parameters; the tests of each method check every *yes* (`evomerge.testing.operators`).
+
+* permutation: sources in another order give the same bits.
+* scale: every tensor times c, the base too, gives c times the result; task_scale: the same of task vectors.
+* translation: one tensor added to every input is added to the result.
+* neutral_weight: a source of weight 0 gives the same bits as no such source.
+* idempotent: inputs all equal, the base too, give that tensor; single: one source gives that source; identical: equal
+  sources give that source.
+"""
 _NOTES = """\
 ## Where these differ from other implementations
 
@@ -79,7 +92,16 @@ _NOTES = """\
 
 def markdown() -> str:
     """Return the whole page."""
-    return "\n".join([_INTRODUCTION, *(_method(spec) for spec in specs()), _NOTES])
+    return "\n".join([_INTRODUCTION, *(_method(spec) for spec in specs()), _laws(), _NOTES])
+
+
+def _laws() -> str:
+    """Return the table of the laws that methods obey."""
+    laws = get_args(Invariant)
+    rows = (
+        f"| {spec.name} | {' | '.join('yes' if law in spec.invariants else '' for law in laws)} |" for spec in specs()
+    )
+    return "\n".join([_LAWS, f"| method | {' | '.join(laws)} |", f"|---{'|---' * len(laws)}|", *rows, ""])
 
 
 def _method(spec: OperatorSpec) -> str:
