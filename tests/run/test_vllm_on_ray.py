@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,15 @@ from evomerge.run.view import load_run
 from tests.run.test_on_ray import found
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
-EVALUATIONS = 24
+EVALUATIONS = 36
 
 
 def search(folder: Path, **sections: Any) -> RunConfig:
-    """Return a short search over three embedded models and 200 documents of each of two tasks."""
+    """Return a short search over three embedded models and 600 documents of each of two tasks."""
     suite = folder / "suite.yaml"
     suite.write_text(
         f"suite: 1\ninclude: {catalog_root() / 'fitness'}\n"
-        "tasks: [{task: sums, limit: 200}, {task: letters, limit: 200}]\n"
+        "tasks: [{task: sums, limit: 600}, {task: letters, limit: 600}]\n"
         "splits: {search: 0.5, validation: 0.3, test: 0.2}\n"
     )
     data = {
@@ -75,12 +75,11 @@ def test_a_search_whose_workers_hang_and_die_is_resumed_and_is_the_undisturbed_o
     path.write_text(dump_yaml(config_data(config)))
     monkeypatch.setenv("RAY_worker_niceness", "0")  # by default they starve beside other programs
     command = [sys.executable, "-m", "evomerge", "run", str(path), "--out", str(run), "--plain"]
-    log = (tmp_path / "log").open("w")
-    coordinator = subprocess.Popen(command, stdout=log, stderr=log)
+    with (tmp_path / "log").open("w") as log:
+        coordinator = subprocess.Popen(command, stdout=log, stderr=log)
     process = psutil.Process(coordinator.pid)
     try:
-        until(lambda: count(run) > 1 and len(scoring(process)) == 2, coordinator, tmp_path / "log")
-        hanging, dying = scoring(process)
+        hanging, dying = until(lambda: pair(scoring(process)), coordinator, tmp_path / "log")
         hanging.send_signal(signal.SIGSTOP)
         dying.send_signal(signal.SIGKILL)
         until(lambda: bool(retried(run, "no answer") and retried(run, "died")), coordinator, tmp_path / "log")
@@ -89,9 +88,8 @@ def test_a_search_whose_workers_hang_and_die_is_resumed_and_is_the_undisturbed_o
         until(lambda: count(run) > before, coordinator, tmp_path / "log")
         children = [child for worker in workers(process) for child in (worker, *worker.children(recursive=True))]
     finally:
-        os.kill(coordinator.pid, signal.SIGKILL)
+        coordinator.kill()
         coordinator.wait()
-        log.close()
     assert load_run(run).condition() == "interrupted"
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
@@ -100,12 +98,19 @@ def test_a_search_whose_workers_hang_and_die_is_resumed_and_is_the_undisturbed_o
     assert verify(run).candidates == EVALUATIONS
 
 
-def until(condition: Any, coordinator: subprocess.Popen[bytes], log: Path, longest_s: float = 300.0) -> None:
-    deadline = time.monotonic() + longest_s
-    while not condition():
+def pair(found: list[psutil.Process]) -> list[psutil.Process]:
+    """Return two processes, or none yet."""
+    return found if len(found) == 2 else []
+
+
+def until(condition: Callable[[], Any], coordinator: subprocess.Popen[bytes], log: Path) -> Any:
+    """Wait until there is what is waited for, and return it."""
+    deadline = time.monotonic() + 300.0
+    while not (result := condition()):
         assert coordinator.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
+    return result
 
 
 def retried(run: Path, reason: str) -> list[Retried]:

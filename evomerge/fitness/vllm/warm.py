@@ -89,13 +89,14 @@ class WarmLLM:
         self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
         gc.collect()
-        forget: tuple[Callable[[], None], ...] = (
-            parallel_state.destroy_model_parallel,
-            parallel_state.destroy_distributed_environment,
-        )
-        for step in forget:
-            step()
-        gc.collect()
+        if self._config.tensor_parallel == 1:  # its worker was in this process; several have their own
+            forget: tuple[Callable[[], None], ...] = (
+                parallel_state.destroy_model_parallel,
+                parallel_state.destroy_distributed_environment,
+            )
+            for step in forget:
+                step()
+            gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
