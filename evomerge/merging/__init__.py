@@ -7,7 +7,7 @@ from evomerge.merging.build import BuildReport, build, merge, portable_recipe
 from evomerge.merging.dtypes import DTYPES
 from evomerge.merging.folding import Rescale
 from evomerge.merging.headers import Headers, open_source_headers, read_headers
-from evomerge.merging.materialise import make_tensor, materialise
+from evomerge.merging.materialise import make_tensor, materialise, threads_for
 from evomerge.merging.mergekit import RecipeFile, facts_of, read_recipe_file, read_search
 from evomerge.merging.opening import NestedModel, open_sources
 from evomerge.merging.passthrough import to_mergekit, to_mergekit_passthrough
@@ -54,6 +54,7 @@ __all__ = [
     "seat",
     "slots_config",
     "terminal_progress",
+    "threads_for",
     "to_mergekit",
     "to_mergekit_passthrough",
     "widened",

@@ -53,9 +53,6 @@ def materialise(
         SourceError: when a source has NaN or infinite values, naming it and the tensor.
         InfeasibleError: when the blend of finite tensors is not finite, or does not fit the recipe's dtype.
     """
-    threads = min(torch.get_num_threads(), MOST_THREADS)
-    if device != "cpu" or plan.num_bytes < _LARGE:
-        threads = 1
     if plan.recipe.lines is not None:
         for lines in (planned.step.blend.lines for planned in plan.tensors if planned.step is not None):
             if lines is not None:
@@ -65,7 +62,14 @@ def materialise(
     def made(planned: PlannedTensor) -> tuple[str, Tensor]:
         return planned.name, make_tensor(plan, planned, device, dtype=dtype)
 
-    yield from in_order(made, plan.tensors, threads)
+    yield from in_order(made, plan.tensors, threads_for(plan, device))
+
+
+def threads_for(plan: MergePlan, device: str) -> int:
+    """Return how many tensors of a merge are best made at a time: on a CPU, and of a large model, several."""
+    if torch.device(device).type != "cpu" or plan.num_bytes < _LARGE:
+        return 1
+    return min(torch.get_num_threads(), MOST_THREADS)
 
 
 def make_tensor(

@@ -19,7 +19,8 @@ from evomerge.fitness.vllm.keeping import open_kept
 from evomerge.fitness.vllm.reload import Reloader
 from evomerge.fitness.vllm.residency import Where
 from evomerge.fitness.vllm.windows import Window, is_elementwise, make_window
-from evomerge.merging import Kind, MergePlan, PlannedTensor, make_tensor, plan, seat
+from evomerge.merging import Kind, MergePlan, PlannedTensor, make_tensor, plan, seat, threads_for
+from evomerge.merging.threads import in_order
 from evomerge.recipe import Recipe
 
 
@@ -151,10 +152,15 @@ class _Work:
 
     def run(self, groups: Sequence[Sequence[str]]) -> Iterator[list[tuple[str, Tensor]]]:
         planned = {item.name: item for item in self.merge.tensors}
-        for group in groups:
+
+        def made(group: Sequence[str]) -> list[tuple[str, Tensor, Tensor]]:
+            return [self._make(planned[name]) for name in group]
+
+        ahead = in_order(made, groups, threads_for(self.merge, str(self.device)))
+        for _ in groups:
             started = time.perf_counter()
             try:
-                tensors = [self._make(planned[name]) for name in group]
+                tensors = next(ahead)
             except EvomergeError as failure:
                 self.failure = failure
                 return
