@@ -1,6 +1,6 @@
 """How fast models are merged: from disk to disk against mergekit, again in memory, and as models and sources grow.
 
-    python benchmarks/merge_speed.py [--shape 1.1b] [--layers N] [--methods linear ties dare_ties]
+    python benchmarks/merge_speed.py [--shape 1.1b] [--layers N] [--methods linear ties dare_ties dare_ties_l1]
         [--mergekit-python PATH] [--threads 2] [--folder DIR] [--parts disk memory growth] [--json FILE]
     python benchmarks/merge_speed.py --parts memory --shape 7b --device cuda
 
@@ -9,10 +9,12 @@
   it is compared with) in turns. `first` is evomerge's first run over these files, in which it also hashes them; `again`
   is any later one. Seconds of processor and clock and the peak of anonymous memory, as the system counts them for the
   process; the inputs are in the page cache. evomerge ends with everything synced to the disk, mergekit does not sync.
-  `floor` is the larger of two times: writing the result and syncing it, and moving all bytes through memory.
+  `dare_ties` rescales by 1/density, as DARE does, `dare_ties_l1` to the norm of each tensor, as mergekit does: that
+  takes a pass more. `floor` is the larger of two times: writing the result and syncing it, and moving all bytes through
+  memory.
 * memory: sources are kept as they are stored, and merged again and again with new coefficients, as a search does. The
   bytes read and written a second, as a share of what copying reaches on the same device with as many threads.
-* growth: nanoseconds a parameter and source at three sizes, and with 2, 4 and 8 sources.
+* growth: nanoseconds of processor a parameter and source at three sizes, and with 2, 4 and 8 sources.
 
 What is done already is read from `results.json` in the folder: a run that was interrupted goes on. Delete the folder to
 begin anew. It needs about 12 GB of disk for the shape 1.1b, and as much memory for the part `memory`; where there is
@@ -47,6 +49,7 @@ from evomerge.recipe import Recipe, SourceConfig
 
 BASED = frozenset({"ties", "dare_ties", "dare_linear", "task_arithmetic"})
 WEIGHTS = (0.3, 0.4, 0.2, 0.1, 0.25, 0.15, 0.35, 0.05)
+METHODS = ("linear", "ties", "dare_ties", "dare_ties_l1")
 PARTS = ("disk", "memory", "growth")
 GIB = 1 << 30
 Row = dict[str, Any]
@@ -95,8 +98,14 @@ def anonymous_bytes(pid: int) -> int:
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon")), 0)
 
 
-def recipe_of(method: str, models: Mapping[str, str], weights: Sequence[float], **parameters: Any) -> Recipe:
+def method_of(label: str) -> str:
+    """Return the method of a row."""
+    return label.removesuffix("_l1")
+
+
+def recipe_of(label: str, models: Mapping[str, str], weights: Sequence[float]) -> Recipe:
     """Return a recipe over models by alias; `base` is the base of the methods that have one."""
+    method = method_of(label)
     aliases = [alias for alias in models if alias != "base"]
     names = models if method in BASED else {alias: models[alias] for alias in aliases}
     return Recipe.from_mapping(
@@ -105,21 +114,25 @@ def recipe_of(method: str, models: Mapping[str, str], weights: Sequence[float], 
             "sources": {alias: {"model": model} for alias, model in names.items()},
             **({"base": "base"} if method in BASED else {}),
             "dtype": "bfloat16",
-            "blend": {"method": method, "weight": dict(zip(aliases, weights, strict=False)), **parameters},
+            "blend": {"method": method, "weight": dict(zip(aliases, weights, strict=False)), **parameters_of(label)},
         }
     )
 
 
-def parameters_of(method: str) -> dict[str, Any]:
-    """Return what makes evomerge's method the same as mergekit's by its defaults."""
-    sparse = {"density": 0.5} if method in ("ties", "dare_ties", "dare_linear") else {}
-    dropped = {"rescale": "l1"} if method.startswith("dare") else {}
-    return {**sparse, **dropped, **({"normalize": False} if method == "linear" else {})}
+def parameters_of(label: str) -> dict[str, Any]:
+    """Return what a method is told beside its weights; with `_l1`, kept entries are rescaled as mergekit does it."""
+    sparse = {"density": 0.5} if method_of(label) in ("ties", "dare_ties", "dare_linear") else {}
+    return {
+        **sparse,
+        **({"rescale": "l1"} if label.endswith("_l1") else {}),
+        **({"normalize": False} if label == "linear" else {}),
+    }
 
 
-def mergekit_config(method: str, models: Mapping[str, str]) -> dict[str, Any]:
+def mergekit_config(label: str, models: Mapping[str, str]) -> dict[str, Any]:
     """Return the configuration for mergekit."""
-    density = {"density": 0.5} if "density" in parameters_of(method) else {}
+    method = method_of(label)
+    density = {"density": 0.5} if "density" in parameters_of(label) else {}
     aliases = [alias for alias in models if alias != "base"]
     return {
         "merge_method": method,
@@ -145,9 +158,9 @@ def disk_rows(shape: Shape, arguments: argparse.Namespace, folder: Path, results
     rates = results.once("rates", lambda: measured_rates(folder, arguments.threads))
     rows = []
     for method in arguments.methods:
-        used = [path for alias, path in models.items() if alias != "base" or method in BASED]
+        used = [path for alias, path in models.items() if alias != "base" or method_of(method) in BASED]
         recipe, config, out = folder / f"{method}.yaml", folder / f"{method}.mergekit.yaml", folder / "out"
-        recipe.write_text(dump_yaml(recipe_of(method, models, WEIGHTS, **parameters_of(method)).to_mapping()))
+        recipe.write_text(dump_yaml(recipe_of(method, models, WEIGHTS).to_mapping()))
         config.write_text(dump_yaml(mergekit_config(method, models)))
         commands = {
             "first": ([sys.executable, "-m", "evomerge", "merge", str(recipe), str(out)], ours),
@@ -160,7 +173,7 @@ def disk_rows(shape: Shape, arguments: argparse.Namespace, folder: Path, results
             commands["mergekit"] = ([*command, "--num-threads", str(arguments.threads)], threads)
         row: Row = {"method": method}
         for who, (command, environment) in commands.items():
-            key = f"disk {method} {who}"
+            key = f"disk {method_of(method) if who == 'mergekit' else method} {who}"
             row[who] = results.once(key, lambda: one_merge(who, command, environment, used, out, folder))  # noqa: B023
         written, read = 2 * shape.num_parameters, 2 * shape.num_parameters * len(used)
         row["floor_s"] = max(written / rates["disk"], (read + written) / rates["memory"])
@@ -187,7 +200,7 @@ def one_merge(
 
 def measured_rates(folder: Path, threads: int) -> Row:
     """Return bytes a second: written to the disk and synced, and copied in memory (read and written)."""
-    data = memoryview(torch.randint(0, 256, (1 << 28,), dtype=torch.uint8).numpy())
+    data = os.urandom(1 << 28)
     best = 0.0
     for _ in range(3):
         path = folder / "rate.bin"
@@ -245,18 +258,20 @@ def kept(shape: Shape, count: int, device: str) -> Sources:
     return sources
 
 
-def remerge_seconds(method: str, sources: Sources, device: str, repeats: int) -> float:
+def remerge_seconds(
+    method: str, sources: Sources, device: str, repeats: int, clock: Callable[[], float] = time.monotonic
+) -> float:
     """Return the seconds of one merge over kept sources with coefficients of its own, the best of some."""
     names, best = {alias: alias for alias in sources.models}, float("inf")
     for repeat in range(repeats):
         weights = [weight + 0.01 * repeat for weight in WEIGHTS]
-        recipe = recipe_of(method, names, weights, **parameters_of(method))
+        recipe = recipe_of(method, names, weights)
         synchronize(device)
-        begun = time.monotonic()
+        begun = clock()
         for _name, _tensor in materialise(plan(recipe, sources), device):
             pass
         synchronize(device)
-        best = min(best, time.monotonic() - begun)
+        best = min(best, clock() - begun)
     return best
 
 
@@ -273,7 +288,7 @@ def memory_rows(shape: Shape, arguments: argparse.Namespace, results: Results) -
         def make(method: str = method) -> Row:
             rate = copy_rate(device, arguments.threads)
             seconds = 0.0 if sources is None else remerge_seconds(method, sources, device, 5)
-            moved = 2 * shape.num_parameters * (5 if method in BASED else 4)
+            moved = 2 * shape.num_parameters * (5 if method_of(method) in BASED else 4)
             return {"layers": shape.layers, "seconds": seconds, "rate": moved / seconds, "copy": rate}
 
         rows.append({"method": method, **results.once(f"memory {method} {device}", make)})
@@ -293,17 +308,19 @@ def growth_rows(arguments: argparse.Namespace, results: Results) -> list[Row]:
     small = Shape(1, 1024, 2816, 4000, 16, 4)
     grown = [(replace(small, layers=layers), 2) for layers in (1, 4, 16)] + [(small, count) for count in (4, 8)]
     rows = []
-    for method in arguments.methods:
-        for shape, count in grown:
+    for shape, count in grown:
+        keys = {method: f"growth {method} {shape.layers} {count}" for method in arguments.methods}
+        sources = None if all(key in results.rows for key in keys.values()) else kept(shape, count, "cpu")
+        for method, key in keys.items():
 
-            def make(method: str = method, shape: Shape = shape, count: int = count) -> Row:
-                seconds = remerge_seconds(method, kept(shape, count, "cpu"), "cpu", 5)
-                return {"parameters": shape.num_parameters, "sources": count, "seconds": seconds}
+            def make(method: str = method, shape: Shape = shape, sources: Sources | None = sources) -> Row:
+                seconds = 0.0 if sources is None else remerge_seconds(method, sources, "cpu", 5, time.process_time)
+                return {"parameters": shape.num_parameters, "seconds": seconds}
 
-            found = results.once(f"growth {method} {shape.layers} {count}", make)
-            each = 1e9 * found["seconds"] / found["parameters"] / found["sources"]
-            rows.append({"method": method, **found, "nanoseconds": each})
-    return rows
+            found = results.once(key, make)
+            each = 1e9 * found["seconds"] / found["parameters"] / count
+            rows.append({"method": method, "sources": count, **found, "nanoseconds": each})
+    return sorted(rows, key=lambda row: list(arguments.methods).index(row["method"]))
 
 
 def lines_of(found: Mapping[str, list[Row]]) -> Iterator[str]:
@@ -329,7 +346,7 @@ def lines_of(found: Mapping[str, list[Row]]) -> Iterator[str]:
         rates = f"{row['rate'] / 1e9:.1f} | {row['copy'] / 1e9:.1f} | {row['rate'] / row['copy']:.0%}"
         yield f"| {row['method']} | {row['layers']} | {row['seconds']:.2f} | {rates} |"
     if "growth" in found:
-        yield "\n| growth | parameters, millions | sources | s | ns a parameter and source |\n|---|---|---|---|---|"
+        yield "\n| growth | parameters, millions | sources | CPU s | ns a parameter and source |\n|---|---|---|---|---|"
     for row in found.get("growth", []):
         cells = [f"{row['parameters'] / 1e6:.0f}", str(row["sources"]), f"{row['seconds']:.3f}"]
         yield f"| {row['method']} | {' | '.join(cells)} | {row['nanoseconds']:.2f} |"
@@ -340,7 +357,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="1.1b")
     parser.add_argument("--layers", type=int, help="as many layers as this, not the shape's own")
-    parser.add_argument("--methods", nargs="+", default=["linear", "ties", "dare_ties"])
+    parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--mergekit-python", help="the Python of an environment with mergekit")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where models and results are kept; a temporary one by default")

@@ -74,7 +74,12 @@ def test_an_error_comes_when_its_item_is_due() -> None:
 
 def test_no_more_than_a_few_are_made_ahead_and_none_after_the_end() -> None:
     made: list[int] = []
-    results = in_order(lambda item: made.append(item) or item, range(100), 2)
+
+    def make(item: int) -> int:
+        made.append(item)
+        return item
+
+    results = in_order(make, range(100), 2)
     next(results)
     results.close()  # type: ignore[attr-defined]
     assert len(made) <= 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -45,7 +47,7 @@ def test_streaming_equals_one_sort_whatever_the_parts(values: np.ndarray, cut: i
 
 
 def large(kind: str, rng: np.random.Generator) -> np.ndarray:
-    made = {
+    made: dict[str, Callable[[], np.ndarray]] = {
         "normal": lambda: rng.standard_normal(LARGE),
         "bfloat16": lambda: torch.from_numpy(rng.standard_normal(LARGE)).bfloat16().float().numpy(),
         "constant": lambda: np.full(LARGE, -0.1),
