@@ -306,7 +306,7 @@ def fitting(shape: Shape, device: str) -> Shape:
 def growth_rows(arguments: argparse.Namespace, results: Results) -> list[Row]:
     """Measure at three sizes with two sources, and with 2, 4 and 8 sources at one size."""
     small = Shape(1, 1024, 2816, 4000, 16, 4)
-    grown = [(replace(small, layers=layers), 2) for layers in (1, 4, 16)] + [(small, count) for count in (4, 8)]
+    grown = [(replace(small, layers=layers), 2) for layers in (1, 3, 9)] + [(small, count) for count in (4, 8)]
     rows = []
     for shape, count in grown:
         keys = {method: f"growth {method} {shape.layers} {count}" for method in arguments.methods}
