@@ -103,10 +103,18 @@ def pair(found: list[psutil.Process]) -> list[psutil.Process]:
     return found if len(found) == 2 else []
 
 
+def _unless_gone(condition: Callable[[], Any]) -> Any:
+    """Return what a condition comes to, or None where a process ended while it was looked at."""
+    try:
+        return condition()
+    except psutil.NoSuchProcess:
+        return None
+
+
 def until(condition: Callable[[], Any], coordinator: subprocess.Popen[bytes], log: Path) -> Any:
     """Wait until there is what is waited for, and return it."""
     deadline = time.monotonic() + 300.0
-    while not (result := condition()):
+    while not (result := _unless_gone(condition)):
         assert coordinator.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
