@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,7 +25,14 @@ EXTENSION = "evomerge.fitness.vllm.extension.MergeExtension"
 
 
 class WarmLLM:
-    """One `vllm.LLM` after the other, behind one object."""
+    """One `vllm.LLM` after the other, behind one object; one at a time in a process.
+
+    vLLM keeps its process groups once a process and destroys them with whichever engine ends first, so a start stops
+    the engine of another object; that one needs a start of its own before it is used again.
+    """
+
+    _running_here: ClassVar[WarmLLM | None] = None
+    """The one whose engine runs in this process."""
 
     def __init__(self, config: EngineConfig) -> None:
         """Hold no engine yet."""
@@ -65,7 +72,7 @@ class WarmLLM:
         return bool(self.llm_engine.vllm_config.device_config.device_type == "cpu")
 
     def start(self, arguments: Mapping[str, Any]) -> None:
-        """Stop the engine that runs, and start one.
+        """Stop the engine that runs in this process, and start one.
 
         Args:
             arguments: of `vllm.LLM`.
@@ -73,30 +80,22 @@ class WarmLLM:
         Raises:
             ConfigError, EvaluationError: when it does not start.
         """
-        self.stop()
+        if WarmLLM._running_here is not None:
+            WarmLLM._running_here.stop()
         with starting(self._config), _undisturbed():
             from vllm import LLM
 
             self._llm = LLM(**arguments, worker_extension_cls=EXTENSION)
+        WarmLLM._running_here = self
 
     def stop(self) -> None:
         """Stop the engine, if one runs, and free what it held."""
         self.version = None
         if self._llm is None:
             return
-        from vllm.distributed import parallel_state
-
         self._llm.llm_engine.engine_core.shutdown()
-        self._llm = None
+        self._llm = WarmLLM._running_here = None
         gc.collect()
-        if self._config.tensor_parallel == 1:  # its worker was in this process; several have their own
-            forget: tuple[Callable[[], None], ...] = (
-                parallel_state.destroy_model_parallel,
-                parallel_state.destroy_distributed_environment,
-            )
-            for step in forget:
-                step()
-            gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

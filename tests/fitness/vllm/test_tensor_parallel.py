@@ -20,8 +20,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_two_ranks_serve_what_one_does_and_merge_half_each(
-    vllm_environment: None, zoo_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+    engine: VllmEngine, zoo_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And the engine that they displace, since vLLM allows one a process, starts anew when it is needed."""
+    displaced = engine
+    displaced.load(zoo_recipe(math=0.3, letters=0.2))
+    before = likelihoods(displaced)
     config = EngineConfig(kind="vllm", device="cpu", threads=1, kv_cache_gib=0.125, tensor_parallel=2)
     engine = VllmEngine(zoo_recipe(math=1.0), base_dir=Path(), config=config, batch_size=8)
     ranks = psutil.Process().children(recursive=True)
@@ -52,3 +56,5 @@ def test_two_ranks_serve_what_one_does_and_merge_half_each(
     finally:
         engine.close()
     assert not any(rank.is_running() and rank.name().startswith("VLLM") for rank in ranks)
+    displaced.load(zoo_recipe(math=0.3, letters=0.2))
+    assert likelihoods(displaced) == before

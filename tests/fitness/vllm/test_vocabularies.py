@@ -18,3 +18,4 @@ def test_a_recipe_of_another_vocabulary_is_refused(engine: VllmEngine, zoo_recip
     padded = {**zoo_recipe(math=0.5).to_mapping(), "tokenizer": {"from": "base", "pad_to_multiple_of": 500}}
     with pytest.raises(SourceError, match="another vocabulary than the search"):
         engine.load(Recipe.from_mapping(padded))
+    engine.load(zoo_recipe(math=0.5))
