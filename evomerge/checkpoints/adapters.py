@@ -112,7 +112,7 @@ class Adapter:
         return self._file.infos[key].dtype
 
     def digests(self) -> dict[str, str]:
-        """Return the SHA-256 (hex) of every stored tensor by its key."""
+        """Return the BLAKE3 (hex) of every stored tensor by its key."""
         return file_digests(self._file)
 
     def _pair(self, module: str, keys: Mapping[str, str]) -> Pair:

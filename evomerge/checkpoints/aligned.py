@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.checkpoints.digests import canonical_config, tensor_bytes
+from evomerge.checkpoints.digests import canonical_config, tensor_digest
 from evomerge.checkpoints.layout import Layout
 from evomerge.checkpoints.rows import Rows, Vocabulary, plan_rows
 from evomerge.checkpoints.tokenizers import read_vocabulary
@@ -129,13 +129,16 @@ class AlignedModel:
     def content_hash(self) -> str:
         """`aligned:` and the SHA-256 (hex) of the model's content and of where its rows come from."""
         given = [
-            [_digest(one.rows), sorted([self._models[alias].content_hash, _digest(rows)] for alias, rows in one.donors)]
+            [
+                tensor_digest(one.rows),
+                sorted([self._models[alias].content_hash, tensor_digest(rows)] for alias, rows in one.donors),
+            ]
             for one in self._rows.given
         ]
         document = {
             "aligned": self.original.content_hash,
             "rows": self._rows.num_rows,
-            "own": [_digest(rows) for rows in self._rows.own],
+            "own": [tensor_digest(rows) for rows in self._rows.own],
             "given": sorted(given),
             "config": canonical_config(self.config),
         }
@@ -276,7 +279,3 @@ def _stored(model: ModelSource, name: str) -> str | None:
     """Return the name under which a model stores a tensor, that of its tied one where it is not stored itself."""
     found = model.tied.get(name, name)
     return found if found in model.names() else None
-
-
-def _digest(rows: Tensor) -> str:
-    return hashlib.sha256(tensor_bytes(rows)).hexdigest()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from blake3 import blake3
 from torch import Tensor
 
 from evomerge.checkpoints.files import DTYPE_NAMES, WeightFile
@@ -51,7 +52,7 @@ def content_hash(config: Mapping[str, Any], infos: Mapping[str, TensorInfo], dig
     Args:
         config: the parsed `config.json`.
         infos: shape and dtype by tensor name.
-        digests: SHA-256 (hex) of each tensor's bytes by name.
+        digests: BLAKE3 (hex) of each tensor's bytes by name.
     """
     tensors = [[name, DTYPE_NAMES[infos[name].dtype], list(infos[name].shape), digests[name]] for name in sorted(infos)]
     document = {"config": canonical_config(config), "tensors": tensors}
@@ -64,8 +65,13 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
+def tensor_digest(tensor: Tensor) -> str:
+    """Return the BLAKE3 (hex) of a CPU tensor's bytes: it is several times faster than SHA-256."""
+    return blake3(tensor_bytes(tensor)).hexdigest()
+
+
 def file_digests(file: WeightFile) -> dict[str, str]:
-    """Return the SHA-256 (hex) of every tensor of a file, from the cache where the file is unchanged."""
+    """Return the BLAKE3 (hex) of every tensor of a file, from the cache where the file is unchanged."""
     stamp = _stamp(file.path)
     entry = cache_folder() / "digests" / f"{hashlib.sha256(stamp['path'].encode()).hexdigest()}.json"
     known = _read(entry, stamp)
@@ -79,13 +85,13 @@ def file_digests(file: WeightFile) -> dict[str, str]:
 
 
 def _digest(file: WeightFile, name: str) -> str:
-    return hashlib.sha256(tensor_bytes(file.tensor(name))).hexdigest()
+    return tensor_digest(file.tensor(name))
 
 
 def _stamp(path: Path) -> dict[str, Any]:
     real = path.resolve()
     status = real.stat()
-    return {"path": str(real), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    return {"digest": "blake3", "path": str(real), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
 def _read(entry: Path, stamp: Mapping[str, Any]) -> dict[str, str] | None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evomerge import operators
-from evomerge.checkpoints import is_buffer, is_finite
+from evomerge.checkpoints import is_buffer, is_finite, parameter_names
 from evomerge.errors import InfeasibleError
 from evomerge.merging.lines import drawn_in, norms, suggested
 from evomerge.merging.low_rank import low_rank
@@ -20,7 +20,7 @@ from evomerge.merging.plan import plan as plan_merge
 from evomerge.merging.segments import Stretch
 from evomerge.merging.sources import Sources
 from evomerge.merging.threads import MOST_THREADS, in_order
-from evomerge.operators.kernels.context import Context, Statistic
+from evomerge.operators.kernels.context import Arguments, Context, Model, OfModel, Statistic, Tensors
 from evomerge.operators.metadata import Resolved, StatisticKind
 from evomerge.operators.noise import noise
 from evomerge.recipe import Blend, Lines
@@ -161,6 +161,13 @@ def _blend(plan: MergePlan, planned: PlannedTensor, step: Step, device: str, dty
         merged = _blend(plan, planned, plain, device, torch.float32)
         root = sources.working(blend.lines.base, planned.name_in(blend.lines.base), device)
         return drawn_in(merged, root, share_of(plan, blend.lines, device), dtype)
+    tensors, base, context = _arguments(plan, planned, step, device, dtype)
+    return step.kernel(tensors, base, blend.params, context)
+
+
+def _arguments(plan: MergePlan, planned: PlannedTensor, step: Step, device: str, dtype: torch.dtype) -> Arguments:
+    """Return what the kernel of a step gets of a tensor."""
+    sources, blend = plan.sources, step.blend
     inputs = tuple((alias, planned.name_in(alias)) for alias in _inputs(blend))
     checked = not is_transparent(blend.method, blend.params)
     tensors = [sources.working(alias, name, device, checked=checked) for alias, name in inputs]
@@ -174,10 +181,12 @@ def _blend(plan: MergePlan, planned: PlannedTensor, step: Step, device: str, dty
         inputs_first=sources.inputs_first(blend.sources[0], planned.name_in(blend.sources[0])),
         low_rank=low_rank(sources, blend, planned, device),
         threshold=_threshold(plan, step),
+        of_model=_of_model(plan, step, device),
         statistic=_statistic(plan, planned, step, device),
-        kept=plan.sources.statistics.keeper(inputs),
+        kept=sources.statistics.keeper.in_memory(inputs),
+        filed=sources.statistics.keeper.in_files(inputs, device),
     )
-    return step.kernel(tensors, base, blend.params, context)
+    return tensors, base, context
 
 
 def _inputs(blend: Blend) -> tuple[str, ...]:
@@ -202,7 +211,7 @@ def share_of(plan: MergePlan, lines: Lines, device: str = "cpu") -> float:
         # Planned anew over all of the sources: `plan` may have layers that only fill a slot, or read parts of tensors.
         return _alpha(plan_merge(plan.recipe.model_copy(update={"lines": None}), sources), lines.base, device)
 
-    return lines.factor + plan.sources.statistics.alpha(lines.auto, alpha)
+    return lines.factor + plan.sources.statistics.once(lines.auto, alpha)
 
 
 def _alpha(plan: MergePlan, base: str, device: str) -> float:
@@ -240,6 +249,28 @@ def _threshold(plan: MergePlan, step: Step) -> Callable[[int, float], float] | N
         return None
     kind = next(iter(operators.get(step.blend.method).statistics(step.blend.params)), None)
     return lambda index, density: plan.sources.statistics.threshold(aliases[index], base, density, kind)
+
+
+def _of_model(plan: MergePlan, step: Step, device: str) -> OfModel | None:
+    """Return how a step measures the whole model, once for all of its tensors (`Context.of_model`)."""
+    base = step.blend.base
+    if base is None or step.blend.params.get("scope") != "global":
+        return None
+
+    def of_model(what: str, make: Callable[[Model], Tensors]) -> Tensors:
+        def compute(sources: Sources) -> Tensors:
+            whole, root = replace(plan, sources=sources), sources.models[base]
+
+            def model() -> Iterator[Arguments]:
+                for name in parameter_names(root):
+                    planned = PlannedTensor(name, root.info(name), step, None)
+                    yield _arguments(whole, planned, step, device, torch.float32)
+
+            return make(model)
+
+        return plan.sources.statistics.once((what, _inputs(step.blend), device), compute)
+
+    return of_model
 
 
 def _statistic(

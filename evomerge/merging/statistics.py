@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from concurrent.futures import Future
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from evomerge.checkpoints import parameter_names
-from evomerge.merging.histograms import kept_on_disk
+from evomerge.merging.keeping import Keeper
+from evomerge.merging.kept_files import KeptFile
 from evomerge.operators.kernels.importance import graft_score
 from evomerge.operators.kernels.selection import (
     LOWER_BINS,
@@ -28,20 +30,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from evomerge.merging.sources import Sources
-    from evomerge.operators.kernels.context import Tensors
     from evomerge.operators.metadata import StatisticKind
 
-Inputs = tuple[tuple[str, str], ...]
-
-_KEPT_BYTES = 1 << 30
-"""Size of what kernels have kept (decompositions, products): about a model of 0.5 B parameters."""
-_ENTRY_BYTES = 1 << 10
-"""What an entry takes beside its tensors, about."""
 _KEPT_BINS = 64
 """Refined histograms kept (512 KiB each): neighbouring densities of a search share theirs."""
 
-_KEPT_ALPHAS = 64
-"""A search has as many recipes, of which one is made at a time."""
+_KEPT_RESULTS = 64
+"""A search has many recipes, of which one is made at a time."""
+Value = TypeVar("Value")
 
 
 class Statistics:
@@ -55,10 +51,9 @@ class Statistics:
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
         self._upper: dict[tuple[str, str, StatisticKind | None], Tensor] = {}
-        self._kept: OrderedDict[tuple[str, Inputs], Tensors] = OrderedDict()
-        self._kept_bytes = 0
-        self._alphas: OrderedDict[str, float] = OrderedDict()
-        self._lock, self._kept_lock, self._alpha_lock = Lock(), Lock(), Lock()
+        self.keeper = Keeper(sources)
+        self._once: OrderedDict[Hashable, Future[Any]] = OrderedDict()
+        self._lock, self._once_lock = Lock(), Lock()
         self._refined: OrderedDict[tuple[str, str, StatisticKind | None, int], Tensor] = OrderedDict()
 
     def threshold(self, alias: str, base: str, density: float, kind: StatisticKind | None = None) -> float:
@@ -80,48 +75,30 @@ class Statistics:
             lower, _ = boundary_bin(self._refinement(alias, base, kind, upper), rank)
         return pattern_value(upper, lower)
 
-    def alpha(self, recipe: str, compute: Callable[[Sources], float]) -> float:
-        """Return the α that LiNeS takes from a whole merge, computed once.
+    def once(self, of: Hashable, compute: Callable[[Sources], Value]) -> Value:
+        """Return what takes a pass over whole models, computed once: by one thread, for which the others wait.
 
         Args:
-            recipe: what it depends on beside the sources, as a digest.
+            of: what it depends on beside the sources.
             compute: computes it over the sources.
         """
-        with self._alpha_lock:  # one thread computes it, the others wait for it
-            if recipe not in self._alphas:
-                self._alphas[recipe] = compute(self._sources)
-                if len(self._alphas) > _KEPT_ALPHAS:
-                    self._alphas.popitem(last=False)
-            return self._alphas[recipe]
-
-    def keeper(self, inputs: Inputs) -> Callable[[str, Callable[[], Tensors]], Tensors]:
-        """Return the function with which a kernel keeps what depends on its inputs alone (`Context.kept`).
-
-        What was used least recently is forgotten beyond 1 GiB; what is larger by itself is made every time.
-
-        Args:
-            inputs: (alias, name of the tensor) of every tensor, the base last.
-        """
-
-        def kept(what: str, make: Callable[[], Tensors]) -> Tensors:
-            key = (what, inputs)
-            with self._kept_lock:
-                if key in self._kept:
-                    self._kept.move_to_end(key)
-                    return self._kept[key]
-            made = make()
-            size = _num_bytes(made)
-            if size <= _KEPT_BYTES:
-                with self._kept_lock:
-                    if key in self._kept:
-                        self._kept_bytes -= _num_bytes(self._kept.pop(key))
-                    self._kept[key] = made
-                    self._kept_bytes += size
-                    while self._kept_bytes > _KEPT_BYTES:
-                        self._kept_bytes -= _num_bytes(self._kept.popitem(last=False)[1])
-            return made
-
-        return kept
+        with self._once_lock:
+            found = self._once.get(of)
+            if found is None:
+                mine = self._once[of] = Future()
+                if len(self._once) > _KEPT_RESULTS:
+                    self._once.popitem(last=False)
+            self._once.move_to_end(of)
+        if found is None:
+            try:
+                mine.set_result(compute(self._sources))
+            except BaseException as error:
+                mine.set_exception(error)
+                with self._once_lock:
+                    self._once.pop(of, None)
+                raise
+            found = mine
+        return cast("Value", found.result())
 
     def _histogram(self, alias: str, base: str, kind: StatisticKind | None) -> Tensor:
         key = (alias, base, kind)
@@ -161,8 +138,12 @@ class Statistics:
             return count()  # a nested recipe may be a candidate's own
         measured = "" if kind is None else infos[alias].statistics[kind]
         bin_ = -1 if upper is None else upper
-        contents: list[str | int] = [infos[alias].content_hash, infos[base].content_hash, measured, bin_]
-        return kept_on_disk(contents, bins, count)
+        file = KeptFile("histograms", [bins, infos[alias].content_hash, infos[base].content_hash, measured, bin_])
+        known = file.read()
+        if known is None:
+            known = (count(),)
+            file.write(known)
+        return known[0]
 
     def _task_vector(self, alias: str, base: str, kind: StatisticKind | None) -> Iterator[Tensor]:
         for name in parameter_names(self._sources.models[base]):
@@ -172,7 +153,3 @@ class Statistics:
                 yield delta
             elif (found := self._sources.measured(alias, kind, name, str(delta.device))) is not None:
                 yield graft_score(delta, found.tensor)
-
-
-def _num_bytes(tensors: Tensors) -> int:
-    return _ENTRY_BYTES + sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from evomerge.operators.metadata import OperatorSpec, Parameter
+from evomerge.operators.metadata import TASK_LAWS, OperatorSpec
+from evomerge.operators.parameters import share, weight
 
 EVO_MERGING = OperatorSpec(
     name="evo_merging",
@@ -11,27 +12,17 @@ EVO_MERGING = OperatorSpec(
     paper="Evo-Merging, black-box model merging, arXiv:2509.12951",
     kernel="evomerge.operators.kernels.adapters:evo_merging",
     parameters=(
-        Parameter(
-            name="weight",
-            default=1.0,
-            search=(-1.5, 1.5),
-            per_source=True,
-            summary="β, of both factors of an adapter; the opposite of all of them gives the same model",
+        weight(
+            "β, of both factors of an adapter; the opposite of all of them gives the same model", search=(-1.5, 1.5)
         ),
-        Parameter(
-            name="density",
-            default=1.0,
-            low=0.0,
-            high=1.0,
-            search=(0.0, 1.0),
-            per_source=True,
-            summary="α, the share of A's entries kept, the largest in magnitude",
+        share(
+            "density", 1.0, "α, the share of A's entries kept, the largest in magnitude", (0.0, 1.0), per_source=True
         ),
     ),
     base="required",
     scope="tensor",
     adapters=True,
-    invariants=("permutation", "scale", "task_scale", "translation", "neutral_weight", "idempotent", "single"),
+    invariants=(*TASK_LAWS, "single"),
 )
 
 SPECS = (EVO_MERGING,)

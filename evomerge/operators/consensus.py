@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from evomerge.operators.metadata import OperatorSpec, Parameter
-from evomerge.operators.sparsified import scale
+from evomerge.operators.parameters import flag, non_negative, scale
 
 _PAPER = "Wang et al. 2024, Localizing task information (TALL-masks), arXiv:2405.07813"
-_THRESHOLD = Parameter(
-    name="mask_threshold",
-    default=0.4,
-    low=0.0,
-    search=(0.1, 1.0),
+_THRESHOLD = non_negative(
+    "mask_threshold",
+    0.4,
+    "λ_i: a source's mask keeps an entry larger than this share of what the others add to it",
+    (0.1, 1.0),
     per_source=True,
-    summary="λ_i: a source's mask keeps an entry larger than this share of what the others add to it",
 )
 
 TALL_MASK = OperatorSpec(
@@ -23,12 +22,10 @@ TALL_MASK = OperatorSpec(
     kernel="evomerge.operators.kernels.consensus:tall_mask",
     parameters=(
         _THRESHOLD,
-        Parameter(
-            name="retrieve",
-            kind="bool",
-            default=True,
+        flag(
+            "retrieve",
+            "whether a source's mask counts: true for one alone gives the paper's model for that task",
             per_source=True,
-            summary="whether a source's mask counts: true for one alone gives the paper's model for that task",
         ),
         scale((0.0, 1.5)),
     ),

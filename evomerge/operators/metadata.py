@@ -112,6 +112,15 @@ Invariant = Literal[
 * single: one source gives that source.
 * identical: equal sources give that source.
 """
+TASK_LAWS: tuple[Invariant, ...] = (
+    "permutation",
+    "scale",
+    "task_scale",
+    "translation",
+    "neutral_weight",
+    "idempotent",
+)
+"""What most methods that merge task vectors obey."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from evomerge.operators.metadata import OperatorSpec, Parameter
+from evomerge.operators.metadata import OperatorSpec
+from evomerge.operators.parameters import non_negative
 
 _PAPER = "Reinforced agent merging, arXiv:2601.13572"
-_EPSILON = Parameter(
-    name="epsilon",
-    default=1e-5,
-    low=0.0,
-    search=(1e-7, 1e-3),
+_EPSILON = non_negative(
+    "epsilon",
+    1e-5,
+    "size above which a difference counts as a change (absolute, as in mergekit)",
+    (1e-7, 1e-3),
     scale="log",
-    summary="size above which a difference counts as a change (absolute, as in mergekit)",
 )
 
 RAM = OperatorSpec(
@@ -33,10 +33,8 @@ RAMPLUS = OperatorSpec(
     kernel="evomerge.operators.kernels.overlap:ramplus",
     parameters=(
         _EPSILON,
-        Parameter(
-            name="r", default=0.1, low=0.0, search=(0.0, 1.0), summary="how much is added per unit of shared/unique"
-        ),
-        Parameter(name="alpha", default=0.2, low=0.0, search=(0.0, 1.0), summary="largest shared/unique that counts"),
+        non_negative("r", 0.1, "how much is added per unit of shared/unique", (0.0, 1.0)),
+        non_negative("alpha", 0.2, "largest shared/unique that counts", (0.0, 1.0)),
     ),
     base="required",
     scope="tensor",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from evomerge.operators.metadata import OperatorSpec, Parameter
+from evomerge.operators.metadata import OperatorSpec
+from evomerge.operators.parameters import non_negative
 
 NEARSWAP = OperatorSpec(
     name="nearswap",
@@ -11,13 +12,12 @@ NEARSWAP = OperatorSpec(
     paper="Alchemonaut 2024, QuartetAnemoi-70B-t0.0001 (model card), as in mergekit",
     kernel="evomerge.operators.kernels.pairs:nearswap",
     parameters=(
-        Parameter(
-            name="t",
-            default=1e-4,
-            low=0.0,
-            search=(1e-6, 1e-2),
+        non_negative(
+            "t",
+            1e-4,
+            "largest step of a weight: 0 is the base, one above every difference the other model",
+            (1e-6, 1e-2),
             scale="log",
-            summary="largest step of a weight: 0 is the base, one above every difference the other model",
         ),
     ),
     base="required",
@@ -32,13 +32,7 @@ ARCEE_FUSION = OperatorSpec(
     paper="Arcee Fusion of mergekit (Goddard et al. 2024, arXiv:2403.13257)",
     kernel="evomerge.operators.kernels.pairs:arcee_fusion",
     parameters=(
-        Parameter(
-            name="spread",
-            default=1.5,
-            low=0.0,
-            search=(0.0, 3.0),
-            summary="how many interquartile ranges above the median an importance must be",
-        ),
+        non_negative("spread", 1.5, "how many interquartile ranges above the median an importance must be", (0.0, 3.0)),
     ),
     base="required",
     max_sources=1,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from evomerge.operators.metadata import OperatorSpec, Parameter
-from evomerge.operators.sparsified import density
-from evomerge.operators.spectral import LINEAR_LAWS, others, weight_on_request
+from evomerge.operators.metadata import TASK_LAWS, Parameter
+from evomerge.operators.parameters import choice, density, non_negative, others, share, weight
+from evomerge.operators.spectral import SPECTRAL
 
-OPCM = OperatorSpec(
+OPCM = SPECTRAL(
     name="opcm",
-    family="spectral",
     summary="Adds sources one after the other, each without what its predecessors' directions have of it.",
     paper="Tang et al. 2025, Merging models on the fly without retraining, arXiv:2501.09522",
     kernel="evomerge.operators.kernels.projections:opcm",
     parameters=(
-        weight_on_request("coefficient of each task vector"),
+        weight(search=None),
         Parameter(
             name="order",
             default=0.0,
@@ -21,34 +20,34 @@ OPCM = OperatorSpec(
             per_source=True,
             summary="place in the sequence, the smallest first; equal ones come by content",
         ),
-        Parameter(
-            name="share",
-            default=0.5,
-            low=0.0,
-            high=1.0,
-            search=(0.0, 1.0),
-            summary="α, the share of the sum of singular values whose directions are closed to what follows",
+        share(
+            "share",
+            0.5,
+            "α, the share of the sum of singular values whose directions are closed to what follows",
+            (0.0, 1.0),
+        ),
+        choice(
+            "scope",
+            ("tensor", "global"),
+            "whose lengths are averaged: each tensor's, or the whole model's (the paper), for one more merge of it",
         ),
     ),
-    base="required",
-    scope="tensor",
-    invariants=(*LINEAR_LAWS, "single", "identical"),
+    scope="model",
+    invariants=(*TASK_LAWS, "single", "identical"),
 )
 
-DOGE = OperatorSpec(
+DOGE = SPECTRAL(
     name="doge",
-    family="spectral",
     summary="Trimmed task vectors of equal length, moved together so that they conflict less.",
     paper="Wei et al. 2025, Adaptive projective gradient descent, arXiv:2501.01230",
     kernel="evomerge.operators.kernels.projections:doge",
     parameters=(
-        Parameter(
-            name="weight",
-            default=0.3,
-            low=0.0,
-            search=(0.0, 1.0),
+        non_negative(
+            "weight",
+            0.3,
+            "length of each task vector in the sum, relative to their mean length",
+            (0.0, 1.0),
             per_source=True,
-            summary="length of each task vector in the sum, relative to their mean length",
         ),
         density(0.3, "share of entries kept, the largest in magnitude"),
         Parameter(
@@ -66,18 +65,14 @@ DOGE = OperatorSpec(
             high=1000.0,
             summary="d: min(m, n)/d common directions are closed to the shift",
         ),
-        Parameter(
-            name="scope",
-            kind="choice",
-            default="tensor",
-            choices=("tensor", "global"),
-            summary="where the largest are sought: in each tensor, or the whole model (the paper)",
+        choice(
+            "scope",
+            ("tensor", "global"),
+            "where the largest are sought: in each tensor, or the whole model (the paper)",
         ),
         others("base"),
     ),
-    base="required",
     scope="model",
-    invariants=LINEAR_LAWS,
 )
 
 SPECS = (OPCM, DOGE)

@@ -66,23 +66,27 @@ _NOTES = """\
 * **varm** gives a source that did not change weight 0. **sce** selects everything where the sources do not
   differ, keeps entries that equal the threshold, and has no absolute lower bound for weights; `mask_scope:
   coefficient` selects for the weights alone, as the released code does.
-* **pcb** ranks in each tensor, not over the whole model. Its agreement term is divided by the task vectors' mean
-  square, so that their size does not matter; the released code is the limit of a small `gain`.
+* **pcb** ranks in each tensor, or over the whole model (`scope: global`, the paper) for a few passes over it. Its
+  agreement term is divided by the task vectors' mean square, so that their size does not matter; the released code is
+  the limit of a small `gain`.
 * **widen** gives columns that moved alike the mean of their ranks; `ties: position` is the released order.
 * **mwa** could not be compared with the paper's map from metric to weight: its families have names of their own.
-* **tsv_m, tsv_outlier, iso_c, iso_cts, star, knots, wudi, swudi, optmerge, opcm, doge** decompose matrices: tensors
-  of two dimensions within the layers. Norms, biases, embeddings and the head become λ times the mean of the w_i τ_i,
-  or stay the base's (`others`); in opcm they are summed at the mean length. Matrices are read as (outputs, inputs)
-  however the model stores them. Decompositions use the float64 Gram matrix of the smaller side; singular values below
-  1e-6 of the largest, or below what rounding to float32 makes, are 0, so low-rank sources gain no arbitrary
-  directions. Where sources are LoRA adapters on the base, QR factors and the SVD of the small core take its place.
-  What does not depend on weights and scales is kept from one candidate of a search to the next.
+* **tsv_m, tsv_outlier, iso_c, iso_cts, star, knots, knots_dare, wudi, swudi, optmerge, opcm, doge** decompose
+  matrices: tensors of two dimensions within the layers. Norms, biases, embeddings and the head become λ times the mean
+  of the w_i τ_i, or stay the base's (`others`); in opcm they are summed at the mean length. Matrices are read as
+  (outputs, inputs) however the model stores them. Decompositions use the float64 Gram matrix of the smaller side;
+  singular values below 1e-6 of the largest, or below what rounding to float32 makes, are 0, so low-rank sources gain no
+  arbitrary directions. Where sources are LoRA adapters on the base, QR factors and the SVD of the small core take its
+  place. What does not depend on weights and scales is kept from one candidate of a search to the next, and large
+  decompositions for good, in files of the cache folder (`$EVOMERGE_CACHE`, or `~/.cache/evomerge`). They take at most a
+  quarter of what the disk has left without them; those unused for longest go first.
 * **wudi** is the exact minimum where the released code takes 300 steps of Adam, whose result depends on the size of
   the weights; **swudi** and **optmerge** follow the gradient flow, `time` in place of a number of steps. A weight of 0
   takes a source out of the loss too, so the result jumps there.
-* **opcm** scales each tensor by its own norms, where the paper takes those of the whole model. **doge** takes plain
-  gradient steps of a size that the task vectors set, in place of Adam's. **tsv_outlier** is not R-TSVM: only that
-  paper's abstract could be read.
+* **opcm** scales each tensor by its own norms, or all by those of the whole model (`scope: global`, the paper), which
+  takes the time of a second merge. **doge** takes plain gradient steps of a size that the task vectors set, in place of
+  Adam's. **tsv_outlier** is not R-TSVM: only that paper's abstract could be read.
+* **knots_dare** drops entries of the parts aligned by KnOTS; a direction's sign is arbitrary, and does not matter.
 * **evo_merging** works on the factors of adapters, which must have one rank. All weights times -1 are the same merge.
 * A sum of weights nearer to 0 than 1e-8 divides by 1 (mergekit's rule), in `linear` and wherever else
   `normalize` divides by the sum of all weights. `linear` with no weight at all gives zeros, which the sanity

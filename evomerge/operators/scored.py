@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from evomerge.operators.metadata import OperatorSpec, Parameter
-from evomerge.operators.sparsified import scale
+from evomerge.operators.metadata import TASK_LAWS, OperatorSpec, Parameter
+from evomerge.operators.parameters import choice, density, non_negative, scale, share, weight
 
 PCB = OperatorSpec(
     name="pcb",
@@ -12,21 +12,15 @@ PCB = OperatorSpec(
     paper="Du et al. 2024, Parameter competition balancing, arXiv:2410.02396",
     kernel="evomerge.operators.kernels.competition:pcb",
     parameters=(
-        Parameter(
-            name="weight",
-            default=1.0,
-            search=(0.5, 2.0),
-            per_source=True,
-            summary="coefficient of each task vector; a source of weight 0 takes no part in the competition",
+        weight(
+            "coefficient of each task vector; a source of weight 0 takes no part in the competition", search=(0.5, 2.0)
         ),
-        Parameter(
-            name="density",
-            default=0.1,
-            low=0.0,
-            low_open=True,
-            high=1.0,
-            search=(0.05, 0.5),
-            summary="share of entries of each source kept, those with the best scores",
+        density(
+            0.1,
+            "share of entries of each source kept, those with the best scores",
+            low=0.05,
+            high=0.5,
+            per_source=False,
         ),
         scale(None),
         Parameter(
@@ -39,13 +33,14 @@ PCB = OperatorSpec(
             scale="log",
             summary="steepness of agreement: a small one rewards strong agreement (the released code), a large one any",
         ),
-        Parameter(
-            name="clip", default=1e-4, low=0.0, high=0.49, summary="share of largest and of smallest entries clipped"
+        share("clip", 1e-4, "share of largest and of smallest entries clipped", high=0.49),
+        choice(
+            "scope", ("tensor", "global"), "where entries compete: in each tensor, or in the whole model (the paper)"
         ),
     ),
     base="required",
-    scope="tensor",
-    invariants=("permutation", "scale", "task_scale", "translation", "neutral_weight", "idempotent"),
+    scope="model",
+    invariants=TASK_LAWS,
 )
 
 WIDEN = OperatorSpec(
@@ -55,20 +50,10 @@ WIDEN = OperatorSpec(
     paper="Yu et al. 2024, Extend model merging from fine-tuned to pre-trained (WIDEN), arXiv:2408.03092",
     kernel="evomerge.operators.kernels.widen:widen",
     parameters=(
-        Parameter(
-            name="t",
-            default=1.0,
-            low=0.0,
-            search=(0.0, 2.0),
-            summary="a column is important above this multiple of the mean rank; at 2 none is",
-        ),
+        non_negative("t", 1.0, "a column is important above this multiple of the mean rank; at 2 none is", (0.0, 2.0)),
         Parameter(name="s", default=1.0, search=(0.5, 1.5), summary="score of an important column"),
-        Parameter(
-            name="ties",
-            kind="choice",
-            default="mean",
-            choices=("mean", "position"),
-            summary="rank of equal columns: the mean of theirs, or by place (the released code)",
+        choice(
+            "ties", ("mean", "position"), "rank of equal columns: the mean of theirs, or by place (the released code)"
         ),
     ),
     base="required",

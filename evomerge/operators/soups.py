@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from evomerge.operators.metadata import OperatorSpec, Parameter
+from evomerge.operators.parameters import choice, flag, non_negative
 
 MWA = OperatorSpec(
     name="mwa",
@@ -20,19 +21,13 @@ MWA = OperatorSpec(
             per_source=True,
             summary="training loss of each checkpoint, or its step for `step_power`",
         ),
-        Parameter(
-            name="weighting",
-            kind="choice",
-            default="loss_power",
-            choices=("loss_power", "loss_exponential", "step_power"),
-            summary="w ∝ metric^-ρ, w ∝ exp(-ρ (metric - smallest)/smallest), or w ∝ metric^ρ",
+        choice(
+            "weighting",
+            ("loss_power", "loss_exponential", "step_power"),
+            "w ∝ metric^-ρ, w ∝ exp(-ρ (metric - smallest)/smallest), or w ∝ metric^ρ",
         ),
-        Parameter(
-            name="sharpness",
-            default=1.0,
-            low=0.0,
-            search=(0.0, 10.0),
-            summary="ρ: 0 is the plain average, a large one the best (or last) checkpoint",
+        non_negative(
+            "sharpness", 1.0, "ρ: 0 is the plain average, a large one the best (or last) checkpoint", (0.0, 10.0)
         ),
     ),
     base="ignored",
@@ -46,19 +41,12 @@ MODEL_STOCK = OperatorSpec(
     paper="Jang et al. 2024, Model stock, arXiv:2403.19522",
     kernel="evomerge.operators.kernels.soups:model_stock",
     parameters=(
-        Parameter(
-            name="scope",
-            kind="choice",
-            default="tensor",
-            choices=("tensor", "row"),
-            summary="whose angles are taken: of the whole tensor, or of each row (mergekit's filter_wise)",
+        choice(
+            "scope",
+            ("tensor", "row"),
+            "whose angles are taken: of the whole tensor, or of each row (mergekit's filter_wise)",
         ),
-        Parameter(
-            name="clip",
-            kind="bool",
-            default=True,
-            summary="stay at the base where the angles are obtuse on average; false goes beyond it (mergekit)",
-        ),
+        flag("clip", "stay at the base where the angles are obtuse on average; false goes beyond it (mergekit)"),
     ),
     base="required",
     min_sources=2,

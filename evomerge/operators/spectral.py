@@ -2,168 +2,128 @@
 
 from __future__ import annotations
 
-from evomerge.operators.metadata import Invariant, OperatorSpec, Parameter
-from evomerge.operators.sparsified import ZERO_SIGN, density, normalize, scale, weight
+from functools import partial
 
-LINEAR_LAWS: tuple[Invariant, ...] = (
-    "permutation",
-    "scale",
-    "task_scale",
-    "translation",
-    "neutral_weight",
-    "idempotent",
+from evomerge.operators.metadata import TASK_LAWS, OperatorSpec
+from evomerge.operators.parameters import (
+    RESCALE,
+    ZERO_SIGN,
+    choice,
+    density,
+    flag,
+    non_negative,
+    others,
+    rank,
+    scale,
+    share,
+    weight,
 )
-"""What every method of the family obeys."""
 
+SPECTRAL = partial(OperatorSpec, family="spectral", base="required", scope="tensor", invariants=TASK_LAWS)
+"""A method that decomposes task vectors; each says what is otherwise."""
 
-def others(default: str) -> Parameter:
-    """Return what becomes of tensors that are no matrices: norms, biases, embeddings and the head."""
-    return Parameter(
-        name="others",
-        kind="choice",
-        default=default,
-        choices=("mean", "base"),
-        summary="what norms, biases, embeddings and the head become: λ times the mean of the w_i τ_i, or the base's",
-    )
-
-
-def weight_on_request(summary: str) -> Parameter:
-    """Return a weight that is not searched unless asked for."""
-    return Parameter(name="weight", default=1.0, per_source=True, summary=summary)
-
-
-def rank(summary: str) -> Parameter:
-    """Return the directions kept of each source, relative to an equal share."""
-    return Parameter(name="rank", default=1.0, low=0.0, low_open=True, search=(0.25, 2.0), summary=summary)
-
-
-_WEIGHT = weight_on_request(
-    "coefficient of each task vector; not searched unless asked, since unequal weights cost an SVD each"
+_WEIGHT = weight(
+    "coefficient of each task vector; not searched unless asked, since unequal weights cost an SVD each", search=None
 )
+_NORMALIZE = flag("normalize", "weighted mean (ties: over those that agree), not the weighted sum")
 _RANK = rank("directions kept of each source, in units of min(m, n)/N")
 
-TSV_M = OperatorSpec(
+TSV_M = SPECTRAL(
     name="tsv_m",
-    family="spectral",
     summary="Stacks the leading singular directions of all sources and makes them orthogonal to each other.",
     paper="Gargiulo et al. 2025, Task singular vectors, arXiv:2412.00081",
     kernel="evomerge.operators.kernels.spectral:tsv_m",
     parameters=(weight(), _RANK, scale((0.1, 3.0)), others("mean")),
-    base="required",
-    scope="tensor",
-    invariants=(*LINEAR_LAWS, "single"),
+    invariants=(*TASK_LAWS, "single"),
 )
 
-TSV_OUTLIER = OperatorSpec(
+TSV_OUTLIER = SPECTRAL(
     name="tsv_outlier",
-    family="spectral",
     summary="TSV-M with each source weighted by the mass of its outliers; after R-TSVM, which it is not verified "
     "against.",
     paper="own definition; the idea is that of R-TSVM, arXiv:2502.06876, whose formulas could not be read",
     kernel="evomerge.operators.kernels.spectral:tsv_outlier",
     parameters=(
         weight(),
-        Parameter(
-            name="kappa",
-            default=3.0,
-            low=0.0,
-            search=(2.0, 4.0),
-            summary="κ: an outlier is larger than the mean magnitude by more than κ standard deviations",
+        non_negative(
+            "kappa",
+            3.0,
+            "κ: an outlier is larger than the mean magnitude by more than κ standard deviations",
+            (2.0, 4.0),
         ),
         _RANK,
         scale((0.1, 3.0)),
         others("mean"),
     ),
-    base="required",
-    scope="tensor",
-    invariants=(*LINEAR_LAWS, "single"),
+    invariants=(*TASK_LAWS, "single"),
 )
 
-ISO_C = OperatorSpec(
+ISO_C = SPECTRAL(
     name="iso_c",
-    family="spectral",
     summary="Gives all singular values of the summed task vectors their mean.",
     paper="Marczak et al. 2025, No task left behind, arXiv:2502.04959",
     kernel="evomerge.operators.kernels.spectral:iso_c",
     parameters=(_WEIGHT, scale((0.1, 3.0)), others("mean")),
-    base="required",
-    scope="tensor",
-    invariants=LINEAR_LAWS,
 )
 
-ISO_CTS = OperatorSpec(
+ISO_CTS = SPECTRAL(
     name="iso_cts",
-    family="spectral",
     summary="Iso-C over common directions and, in the remaining slots, leading directions of single sources.",
     paper="Marczak et al. 2025, No task left behind, arXiv:2502.04959",
     kernel="evomerge.operators.kernels.spectral:iso_cts",
     parameters=(
         _WEIGHT,
-        Parameter(
-            name="common",
-            default=0.8,
-            low=0.0,
-            high=1.0,
-            search=(0.3, 1.0),
-            summary="share of the slots for common directions",
-        ),
+        share("common", 0.8, "share of the slots for common directions", (0.3, 1.0)),
         scale((0.1, 3.0)),
         others("mean"),
     ),
-    base="required",
-    scope="tensor",
-    invariants=LINEAR_LAWS,
 )
 
-STAR = OperatorSpec(
+STAR = SPECTRAL(
     name="star",
-    family="spectral",
     summary="Keeps the leading singular directions of each task vector, restores its nuclear norm, and averages.",
     paper="Lee et al. 2025, STAR: spectral truncation and rescale, arXiv:2502.10339",
     kernel="evomerge.operators.kernels.spectral:star",
     parameters=(
         weight(),
-        Parameter(
-            name="eta",
-            default=0.4,
-            low=0.0,
-            low_open=True,
-            high=1.0,
-            search=(0.2, 0.8),
-            summary="η, the share of the sum of singular values that is kept",
-        ),
+        share("eta", 0.4, "η, the share of the sum of singular values that is kept", (0.2, 0.8), low_open=True),
         scale((0.3, 1.5)),
         others("mean"),
     ),
-    base="required",
-    scope="tensor",
-    invariants=LINEAR_LAWS,
 )
 
-KNOTS = OperatorSpec(
+KNOTS = SPECTRAL(
     name="knots",
-    family="spectral",
     summary="Merges the sources in the left singular directions that they share, by TIES or linearly.",
     paper="Stoica et al. 2025, Model merging with SVD to tie the KnOTS, arXiv:2410.19735",
     kernel="evomerge.operators.kernels.spectral:knots",
     parameters=(
         weight(),
-        Parameter(
-            name="inner",
-            kind="choice",
-            default="ties",
-            choices=("ties", "linear"),
-            summary="how the aligned parts merge; linear is task arithmetic",
-        ),
+        choice("inner", ("ties", "linear"), "how the aligned parts merge; linear is task arithmetic"),
         density(0.2, "share of the aligned entries kept, the largest in magnitude (ties)"),
         scale((0.3, 1.5)),
-        normalize(default=True, summary="weighted mean (ties: over those that agree), not the weighted sum"),
+        _NORMALIZE,
         ZERO_SIGN,
         others("mean"),
     ),
-    base="required",
-    scope="tensor",
-    invariants=LINEAR_LAWS,
 )
 
-SPECS = (TSV_M, TSV_OUTLIER, ISO_C, ISO_CTS, STAR, KNOTS)
+KNOTS_DARE = SPECTRAL(
+    name="knots_dare",
+    summary="As knots, with entries of the aligned parts dropped at random and the rest rescaled.",
+    paper="Stoica et al. 2025, arXiv:2410.19735, with the drop of Yu et al. 2024, arXiv:2311.03099",
+    kernel="evomerge.operators.kernels.spectral:knots_dare",
+    parameters=(
+        weight(),
+        choice("inner", ("ties", "linear"), "how what is left merges: a sign is elected, or all is summed"),
+        density(0.5, "share of the aligned entries kept at random, each with this probability"),
+        RESCALE,
+        scale((0.3, 1.5)),
+        _NORMALIZE,
+        ZERO_SIGN,
+        others("mean"),
+    ),
+    random=True,
+)
+
+SPECS = (TSV_M, TSV_OUTLIER, ISO_C, ISO_CTS, STAR, KNOTS, KNOTS_DARE)

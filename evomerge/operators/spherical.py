@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from evomerge.operators.metadata import Invariant, OperatorSpec, Parameter
+from evomerge.operators.parameters import SOURCE_SHARE, choice, normalize_sum, share
 
 SLERP = OperatorSpec(
     name="slerp",
@@ -13,21 +14,8 @@ SLERP = OperatorSpec(
     paper="Shoemake 1985, Animating rotation with quaternion curves, doi:10.1145/325334.325242",
     kernel="evomerge.operators.kernels.spherical:slerp",
     parameters=(
-        Parameter(
-            name="t",
-            default=0.5,
-            low=0.0,
-            high=1.0,
-            search=(0.0, 1.0),
-            summary="position on the arc: 0 is the base, 1 the other source",
-        ),
-        Parameter(
-            name="straight",
-            default=1.0,
-            low=0.0,
-            high=1.0,
-            summary="|cosine| beyond which the chord is followed instead of the arc (mergekit: 0.9995)",
-        ),
+        share("t", 0.5, "position on the arc: 0 is the base, 1 the other source", (0.0, 1.0)),
+        share("straight", 1.0, "|cosine| beyond which the chord is followed instead of the arc (mergekit: 0.9995)"),
     ),
     base="required",
     min_sources=1,
@@ -36,21 +24,10 @@ SLERP = OperatorSpec(
     invariants=("scale", "idempotent"),
 )
 
-_WEIGHT = Parameter(
-    name="weight", default=1.0, low=0.0, search=(0.0, 1.0), per_source=True, summary="share of each source"
-)
-_NORMALIZE = Parameter(
-    name="normalize",
-    kind="bool",
-    default=True,
-    summary="divide by the sum of the weights (a sum nearer to 0 than 1e-8 counts as 1)",
-)
-_SCOPE = Parameter(
-    name="scope",
-    kind="choice",
-    default="tensor",
-    choices=("tensor", "row", "column"),
-    summary="whose angle is taken: of the whole tensor, of each row, of each column",
+_SCOPE = choice(
+    "scope",
+    ("tensor", "row", "column"),
+    "whose angle is taken: of the whole tensor, of each row, of each column",
 )
 _MERGEKIT = "mergekit (Goddard et al. 2024, arXiv:2403.13257)"
 _MODELS: tuple[Invariant, ...] = ("permutation", "scale", "neutral_weight", "idempotent", "single", "identical")
@@ -65,7 +42,7 @@ def _nuslerp(name: str, base: Literal["required", "ignored"], between: str) -> O
         summary=f"The point on the arc between two {between} at the second one's share of the weights.",
         paper=f"NuSLERP of {_MERGEKIT}",
         kernel="evomerge.operators.kernels.directions:nuslerp",
-        parameters=(_WEIGHT, _SCOPE),
+        parameters=(SOURCE_SHARE, _SCOPE),
         base=base,
         min_sources=2,
         max_sources=2,
@@ -81,7 +58,7 @@ def _multislerp(name: str, base: Literal["required", "ignored"], between: str) -
         summary=f"The weighted mean direction of {between} at their weighted mean length.",
         paper=f"Multi-SLERP of {_MERGEKIT}, in closed form",
         kernel="evomerge.operators.kernels.directions:multislerp",
-        parameters=(_WEIGHT, _NORMALIZE),
+        parameters=(SOURCE_SHARE, normalize_sum(default=True)),
         base=base,
         scope="tensor",
         invariants=_MODELS if base == "ignored" else _TASK_VECTORS,
@@ -99,7 +76,7 @@ KARCHER = OperatorSpec(
     paper="Karcher 1977, Riemannian center of mass, doi:10.1002/cpa.3160300502",
     kernel="evomerge.operators.kernels.directions:karcher",
     parameters=(
-        _WEIGHT,
+        SOURCE_SHARE,
         Parameter(name="iterations", kind="int", default=10, low=1, high=1000, summary="steps at most"),
         Parameter(
             name="tolerance",
@@ -113,7 +90,7 @@ KARCHER = OperatorSpec(
     ),
     base="ignored",
     scope="tensor",
-    invariants=("permutation", "scale", "neutral_weight", "idempotent", "single", "identical"),
+    invariants=_MODELS,
 )
 
 SPECS = (SLERP, NUSLERP, TASK_NUSLERP, MULTISLERP, TASK_MULTISLERP, KARCHER)

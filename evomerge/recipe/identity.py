@@ -252,9 +252,14 @@ class _Model:
         layer = self.expanded.layers[index]
         # Products that no float64 holds make no model; such a route is told apart by its scales.
         scale = {"scale": layer.scale} if self._products is None else {"product": self._products[index]}
-        form: dict[str, Any] = scale | {
-            module: self._blend(blend, ("layer", index, module)) for module, blend in layer.blends.items()
-        }
+        form: dict[str, Any] = dict(scale)
+        known: dict[int | Module, dict[str, Any]] = {}
+        for module, blend in layer.blends.items():
+            # Only of a nested recipe may the module groups of one layer be copies of different things.
+            same = module if self._nested else id(blend)
+            if same not in known:
+                known[same] = self._blend(blend, ("layer", index, module))
+            form[module] = known[same]
         if self.expanded.has_rules:
             places: dict[Group, Place] = {module: ("layer", index, module) for module in MODULES}
             form["rules"] = self._rules(layer.rules, places)

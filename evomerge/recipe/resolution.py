@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, cast
 
-from evomerge.documents import Key, did_you_mean, dotted_path
+from evomerge.documents import Key, did_you_mean
 from evomerge.recipe.blends import Blend, BlendConfig, Link, Place, copy_of, resolve
 from evomerge.recipe.copies import simplified
 from evomerge.recipe.faults import RecipePathError
@@ -109,6 +109,8 @@ def layer_blends(recipe: Recipe, index: int | None, layer: LayerConfig | None) -
     if _is_silent_copy(recipe, layer):
         return dict.fromkeys(MODULES, copy_of(taken[0]))
     chains = {module: _layer_chain(recipe, path, layer, module) for module in MODULES}
+    if recipe.modules is None and (layer is None or layer.modules is None):
+        return dict.fromkeys(MODULES, _blend(recipe, chains["other"], path, taken))
     return {module: _blend(recipe, chain, path, taken) for module, chain in chains.items()}
 
 
@@ -165,9 +167,9 @@ def _ruled(
     """Resolve one entry of `tensors`, which stands at `written`, at the place `path`."""
     if config.from_ is None:
         return _blend(recipe, [*chain, ((*written, "blend"), config.blend)], path, taken)
-    if config.from_ not in taken:
-        known = did_you_mean(config.from_, taken)
-        raise RecipePathError((*written, "from"), f"{config.from_!r} takes no part at {dotted_path(path)}{known}")
+    if config.from_ not in recipe.sources:
+        known = did_you_mean(config.from_, recipe.sources)
+        raise RecipePathError((*written, "from"), f"{config.from_!r} is not a source of this recipe{known}")
     return copy_of(config.from_)
 
 
@@ -220,9 +222,10 @@ def _joined(segments: Sequence[ExpandedSegment]) -> tuple[ExpandedSegment, ...]:
 
 
 def full_take(recipe: Recipe, index: int, blends: Iterable[Blend]) -> dict[str, int]:
-    """Return which layer a written layer takes of each source, with the base's where a method needs it.
+    """Return which layer a written layer takes of each source, and of others that its blends need.
 
-    A base that the layer does not name is taken at the depth on which the others agree.
+    Those are the base of a method, and sources that single tensors come from: where the layer does not name them, they
+    are taken at the depth on which the others agree.
 
     Raises:
         RecipeError: when the others do not agree.
@@ -231,15 +234,18 @@ def full_take(recipe: Recipe, index: int, blends: Iterable[Blend]) -> dict[str, 
     take = {alias: layers[index].take[alias] for alias in recipe.sources if alias in layers[index].take}
     depths = set(take.values())
     for blend in blends:
-        if blend.base is None or blend.base in take:
-            continue
-        if len(depths) > 1:
-            text = (
-                f"method {blend.method!r} needs a layer of the base, and the sources differ in depth here; "
-                f"say which, for instance `{blend.base}: {min(depths)}`"
-            )
-            raise RecipePathError(("layers", index, "take"), text)
-        take[blend.base] = min(depths)
+        for alias in (blend.base, *blend.sources):
+            if alias is None or alias in take:
+                continue
+            if len(depths) > 1:
+                needed = f"method {blend.method!r} needs a layer of the base"
+                if alias != blend.base:
+                    needed = f"single tensors come from a layer of {alias!r}"
+                text = (
+                    f"{needed}, and the sources differ in depth here; say which, for instance `{alias}: {min(depths)}`"
+                )
+                raise RecipePathError(("layers", index, "take"), text)
+            take[alias] = min(depths)
     return {alias: take[alias] for alias in recipe.sources if alias in take}
 
 

@@ -121,7 +121,7 @@ class TensorsConfig(StrictModel):
     blend: BlendConfig | None = None
     """Overrides the blend of the place key by key; naming another method discards what it inherits."""
     from_: str | None = Field(default=None, alias="from")
-    """Alias of the source whose tensors are taken as they are."""
+    """Alias of the source whose tensors are taken as they are, even where the layer or part does not take it."""
 
     @field_validator("match")
     @classmethod

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from evomerge.errors import EvomergeError
 from evomerge.operators import load
-from evomerge.operators.kernels.context import Context, Statistic
+from evomerge.operators.kernels.context import Context, Statistic, alone
 from evomerge.operators.kernels.importance import graft_score
 from evomerge.operators.kernels.selection import stream_threshold
 from evomerge.operators.metadata import Invariant, OperatorSpec, Scalar, Setting, StatisticKind
@@ -109,6 +109,7 @@ def blend(
             delta = graft_score(delta, found[0].tensor)
         return stream_threshold(lambda: [delta], density)
 
+    root = base if case.spec.base == "required" else None
     context = Context(
         name=name,
         seed=seed,
@@ -117,7 +118,8 @@ def blend(
         threshold=threshold,
         statistic=statistic if case.spec.needs else None,
     )
-    return load(case.spec)(tensors, base if case.spec.base == "required" else None, params, context)
+    context = replace(context, of_model=alone(tensors, root, context))
+    return load(case.spec)(tensors, root, params, context)
 
 
 def draw_statistic(kind: StatisticKind, shape: Sequence[int], alias: str) -> Statistic | None:

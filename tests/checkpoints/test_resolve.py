@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ from huggingface_hub import errors
 from evomerge.checkpoints import resolve, resolve_model, zoo_names
 from evomerge.errors import SourceError
 from evomerge.testing.checkpoints import write_tiny_llama
+from tests.checkpoints.hub import serve
 
 
 @pytest.fixture
@@ -114,3 +119,38 @@ def test_every_failure_of_the_hub_is_one_sentence(
     with pytest.raises(SourceError, match=f"model 'org/model' at revision 'v1': .*{text}") as caught:
         resolve_model("org/model", "v1", tmp_path)
     assert "\n" not in str(caught.value)
+
+
+FETCH = """
+import sys, time
+from pathlib import Path
+from evomerge.checkpoints.resolve import resolve_model
+time.sleep(max(0.0, float(sys.argv[1]) - time.time()))
+print(resolve_model("org/model", None, Path("/")))
+"""
+
+
+def test_workers_that_start_together_fetch_a_model_once(tmp_path: Path) -> None:
+    """Three processes of a machine with an empty cache: each file is sent once, and all get the same folder."""
+    model = tmp_path / "hub" / "org" / "model"
+    model.mkdir(parents=True)
+    sizes = {"config.json": 2, "model.safetensors": 3_000_000, "tokenizer.json": 50_000}
+    for name, size in sizes.items():
+        (model / name).write_bytes(b"{}" if size == 2 else os.urandom(size))
+    with serve(tmp_path / "hub") as hub:
+        places = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | places
+        command = [sys.executable, "-c", FETCH, str(time.time() + 2)]
+        processes = [
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for _ in range(3)
+        ]
+        answers = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], answers
+    folders = {out.strip() for out, _ in answers}
+    assert len(folders) == 1
+    folder = Path(folders.pop())
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == {
+        name: (model / name).read_bytes() for name in sizes
+    }
+    assert hub.sent == {f"org/model/{name}": size for name, size in sizes.items()}

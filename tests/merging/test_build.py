@@ -252,31 +252,37 @@ class Watch:
         self.over.set()
         self.thread.join()
 
-folder = Path(sys.argv[1])
-for method in ("task_arithmetic", "ties"):
-    recipe = Recipe.from_mapping({
-        "recipe": 1, "base": "base", "dtype": "float32",
-        "sources": {name: {"model": name} for name in ("base", "math", "ja")},
-        "blend": {"method": method, "weight": {"math": 0.7, "ja": 0.4}},
-    })
-    watch = Watch()
-    build(recipe, folder / f"out-{method}", base_dir=folder, progress=watch)
-    print(watch.peak - watch.before)
+for folder in map(Path, sys.argv[1:]):
+    for method in ("task_arithmetic", "ties"):
+        recipe = Recipe.from_mapping({
+            "recipe": 1, "base": "base", "dtype": "float32",
+            "sources": {name: {"model": name} for name in ("base", "math", "ja")},
+            "blend": {"method": method, "weight": {"math": 0.7, "ja": 0.4}},
+        })
+        watch = Watch()
+        build(recipe, folder / f"out-{method}", base_dir=folder, progress=watch)
+        print(watch.peak - watch.before)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
-    """64 tensors of 2 MiB from three sources: what is allocated at a time is a few tensors, not the model."""
-    config: dict[str, Any] = {"model_type": "llama", "num_hidden_layers": 64}
-    for seed, name in enumerate(("base", "math", "ja")):
-        row = torch.randn(512, 1024, generator=torch.Generator().manual_seed(seed))
-        tensors = {f"model.layers.{i}.mlp.up_proj.weight": row.roll(i) for i in range(64)}
-        write_checkpoint(tmp_path / name, config, tensors)
-        del tensors
-    result = subprocess.run([sys.executable, "-c", _MEASURE, str(tmp_path)], check=True, capture_output=True, text=True)
+    """64 tensors of 2 MiB from three sources: what is allocated at a time is a few tensors, not the model.
 
-    peaks = [int(line) for line in result.stdout.splitlines()]
+    A model of one tensor is merged before it, so that code which is loaded at the first merge is not counted.
+    """
+    folders = tmp_path / "small", tmp_path / "large"
+    for folder, count in zip(folders, (1, 64), strict=True):
+        config: dict[str, Any] = {"model_type": "llama", "num_hidden_layers": count}
+        for seed, name in enumerate(("base", "math", "ja")):
+            row = torch.randn(512, 1024, generator=torch.Generator().manual_seed(seed))
+            tensors = {f"model.layers.{i}.mlp.up_proj.weight": row.roll(i) for i in range(count)}
+            write_checkpoint(folder / name, config, tensors)
+            del tensors
+    command = [sys.executable, "-c", _MEASURE, *map(str, folders)]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+
+    _, _, *peaks = (int(line) for line in result.stdout.splitlines())
     assert len(peaks) == 2
     # The kernels' own buffers have a fixed size; 128 MiB are written, 384 MiB are read.
     assert max(peaks) < 20 * 2 * 1024 * 1024

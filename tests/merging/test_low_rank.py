@@ -89,7 +89,9 @@ def test_a_source_that_is_no_adapter_on_the_base_is_refused(
         plan(recipe, open_sources(recipe, adapters))
 
 
-@pytest.mark.parametrize("method", ["tsv_m", "iso_c", "iso_cts", "star", "knots", "wudi", "swudi", "optmerge"])
+@pytest.mark.parametrize(
+    "method", ["tsv_m", "iso_c", "iso_cts", "star", "knots", "knots_dare", "wudi", "swudi", "optmerge"]
+)
 def test_adapters_and_the_models_they_make_merge_alike(adapters: Path, make_recipe: Make, method: str) -> None:
     """From factors without forming their products, and from the models written first."""
     recipe = make_recipe({"method": method}, sources=SOURCES)

@@ -17,6 +17,8 @@ from torch import Tensor
 from evomerge.checkpoints import open_checkpoint
 from evomerge.errors import InfeasibleError, SourceError
 from evomerge.merging import materialise, open_sources, plan
+from evomerge.operators import get, load
+from evomerge.operators.kernels.context import Context
 from evomerge.operators.kernels.selection import kept_count
 from evomerge.recipe import Recipe
 from evomerge.testing.checkpoints import write_tiny_llama
@@ -278,6 +280,47 @@ class TestStatistics:
             recipe = make_recipe({"method": "ties", "scope": "global", "weight": weight})
             list(materialise(plan(recipe, sources)))
         assert sorted(passes) == ["ja", "ja", "math", "math"]
+
+    @pytest.mark.parametrize("method", ["pcb", "opcm"])
+    def test_a_whole_model_is_measured_once(
+        self, models: Path, make_recipe: Make, monkeypatch: pytest.MonkeyPatch, method: str
+    ) -> None:
+        """All tensors of a merge share its passes, and so do merges that differ in what does not matter to these."""
+        sources = open_sources(make_recipe(), models)
+        passes: list[object] = []
+        once = sources.statistics.once
+        monkeypatch.setattr(
+            sources.statistics, "once", lambda of, make: once(of, lambda whole: passes.append(of) or make(whole))
+        )
+        merged, counts = [], []
+        for weight in ({"math": 1.0, "ja": 0.5}, {"math": 1.0, "ja": 2.0}, {"math": 1.0, "ja": 0.5}):
+            recipe = make_recipe({"method": method, "scope": "global", "weight": weight})
+            merged.append(dict(materialise(plan(recipe, sources))))
+            counts.append(len(passes))
+        assert counts == {"pcb": [3, 3, 3], "opcm": [1, 2, 2]}[method]
+        assert all(torch.equal(tensor, merged[2][name]) for name, tensor in merged[0].items())
+
+    def test_a_measure_that_failed_is_made_again(self, models: Path, make_recipe: Make) -> None:
+        statistics = open_sources(make_recipe(), models).statistics
+
+        def fail(_: object) -> int:
+            raise SourceError("unreadable")
+
+        with pytest.raises(SourceError):
+            statistics.once("what", fail)
+        assert statistics.once("what", lambda _: 1) == 1
+        assert statistics.once("what", fail) == 1
+
+    def test_pcb_over_the_whole_model_is_that_of_its_flat_vector(self, models: Path, make_recipe: Make) -> None:
+        """Against the same method on one vector of all entries."""
+        base, *others = (load_file(models / name / "model.safetensors") for name in ("base", "math", "ja"))
+        flat = [torch.cat([source[name].float().flatten() for name in sorted(base)]) for source in (base, *others)]
+        recipe = make_recipe({"method": "pcb", "scope": "global", "density": 0.3, "weight": {"math": 1.0, "ja": 0.5}})
+        merged = dict(materialise(plan(recipe, open_sources(recipe, models))))
+        spec, context = get("pcb"), Context(name="all", source_ids=("1", "2"))
+        params = spec.complete({"density": 0.3, "weight": {"math": 1.0, "ja": 0.5}}, ("math", "ja"))
+        expected = load(spec)(flat[1:], flat[0], params, context)
+        torch.testing.assert_close(torch.cat([merged[name].flatten() for name in sorted(base)]), expected)
 
     def test_histograms_are_kept_between_processes(
         self, models: Path, make_recipe: Make, own_cache: Path, monkeypatch: pytest.MonkeyPatch

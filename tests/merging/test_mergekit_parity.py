@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -56,13 +57,19 @@ def inject_masks(merge: MergePlan, monkeypatch: pytest.MonkeyPatch) -> None:
     def uniform(numel: int, key: tuple[str, str], *, offset: int = 0, device: object = None) -> Tensor:
         return chances(*key, offset, offset + numel)
 
-    def drop(values: Tensor, key: tuple[str, str], density: float, *, offset: int = 0) -> Tensor:
-        return values.mul_(uniform(values.numel(), key, offset=offset) < density)
+    class Drop:
+        """As `thinning.Drop`."""
+
+        def __init__(self, keys: Mapping[int, tuple[str, str]], densities: Mapping[int, float]) -> None:
+            self._keys, self._densities = keys, densities
+
+        def __call__(self, index: int, delta: Tensor, start: int) -> Tensor:
+            return delta.mul_(uniform(delta.numel(), self._keys[index], offset=start) < self._densities[index])
 
     monkeypatch.setattr(pruned, "mask_key", key)
     monkeypatch.setattr(pruned, "uniform", uniform)
     monkeypatch.setattr(sparsified, "mask_key", key)
-    monkeypatch.setattr(sparsified, "drop_entries", drop)
+    monkeypatch.setattr(sparsified, "Drop", Drop)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.operators import get, load
-from evomerge.operators.kernels.context import Context
+from evomerge.operators.kernels.context import Arguments, Context, Model, Tensors
 
 Matrix = NDArray[np.float64]
 
@@ -28,6 +28,28 @@ def run(method: str, tasks: Sequence[object], base: object = None, *, context: A
     told = Context(name="p", source_ids=tuple(aliases), **(context or {}))
     tensors = [origin + delta for delta in deltas]
     return load(spec)(tensors, origin, spec.complete(used, aliases), told).double().numpy()
+
+
+def run_model(method: str, model: Sequence[Sequence[Matrix]], **params: Any) -> list[Matrix]:
+    """Merge a model over a base of 0, its tensors given by their task vectors, with passes over all of it."""
+    aliases = [f"s{index}" for index in range(len(model[0]))]
+    spec = get(method)
+    settings = spec.complete(params, aliases)
+    passes: list[str] = []
+
+    def arguments() -> Iterator[Arguments]:
+        for number, tasks in enumerate(model):
+            deltas = [torch.tensor(task, dtype=torch.float32) for task in tasks]
+            context = Context(name=f"p{number}", source_ids=tuple(aliases), of_model=of_model)
+            yield deltas, torch.zeros_like(deltas[0]), context
+
+    def of_model(what: str, make: Callable[[Model], Tensors]) -> Tensors:
+        passes.append(what)
+        return make(arguments)
+
+    merged = [load(spec)(tensors, base, settings, context) for tensors, base, context in arguments()]
+    assert passes, "the model was never looked at"
+    return [tensor.double().numpy() for tensor in merged]
 
 
 def draw(seed: int, *shape: int, count: int = 3) -> list[Matrix]:

@@ -44,9 +44,12 @@ CASES = [
     OperatorCase(spec=get("iso_cts"), settings={"common": 0.0}),
     OperatorCase(spec=get("knots"), settings={"inner": "linear", "normalize": False}),
     OperatorCase(spec=get("knots"), settings={"zero_sign": "positive", "density": 1.0}),
+    OperatorCase(spec=get("knots_dare"), settings={"inner": "linear", "rescale": "l1"}),
+    OperatorCase(spec=get("knots_dare"), settings={"normalize": False, "rescale": "none", "others": "base"}),
     OperatorCase(spec=get("swudi"), settings={"start": "mean", "time": 3.0}),
     OperatorCase(spec=get("optmerge"), settings={"start": "zero", "centre": False, "others": "mean"}),
     OperatorCase(spec=get("opcm"), settings={"share": 1.0}),
+    OperatorCase(spec=get("opcm"), settings={"scope": "global"}),
     OperatorCase(spec=get("doge"), settings={"scope": "global", "steps": 10}),
     OperatorCase(spec=get("fisher"), settings={"normalize": False, "floor": 0.0, "importance": "adam"}),
     OperatorCase(spec=get("regmean"), settings={"alpha": 0.0}),
@@ -67,6 +70,7 @@ CASES = [
     OperatorCase(spec=get("sce"), settings={"density": 0.3}),
     OperatorCase(spec=get("sce"), settings={"density": 0.3, "mask_scope": "coefficient"}),
     OperatorCase(spec=get("pcb"), settings={"density": 0.5, "gain": 1.0}),
+    OperatorCase(spec=get("pcb"), settings={"scope": "global"}),
     OperatorCase(spec=get("widen"), settings={"ties": "position", "t": 0.5}),
 ]
 

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from evomerge.errors import NotBuiltError
-from tests.operators.spectra import Matrix, draw, relative, run, svd
+from tests.operators.spectra import Matrix, draw, relative, run, run_model, svd
 
 EXACT = 1e-5
 
 
-def opcm(tasks: list[Matrix], share: float) -> Matrix:
-    """As defined: a full SVD, and the running factor λ at every step."""
-    merged, factor, norms = tasks[0], 1.0, [np.linalg.norm(tasks[0])]
-    for task in tasks[1:]:
-        u, values, vt = np.linalg.svd(merged, full_matrices=True)
-        over = np.flatnonzero(values.cumsum() / values.sum() > share)
-        rank = int(over[0]) if len(over) else len(values)
-        projected = u.T @ task @ vt.T
-        np.fill_diagonal(projected, 0.0)
-        projected[:rank, :rank] = 0.0
-        norms.append(np.linalg.norm(task))
-        total = factor * merged + u @ projected @ vt
-        factor = float(np.linalg.norm(total) / np.mean(norms))
-        merged = total / factor
+def opcm(model: Sequence[Sequence[Matrix]], share: float) -> list[Matrix]:
+    """As defined: full SVDs, and at every step the running factor λ of all tensors."""
+    merged, factor = [np.array(tasks[0]) for tasks in model], 1.0
+    norms = [length(merged)]
+    for step in range(1, len(model[0])):
+        total = []
+        for one, tasks in zip(merged, model, strict=True):
+            task = tasks[step]
+            if task.ndim == 2:
+                u, values, vt = np.linalg.svd(one, full_matrices=True)
+                over = np.flatnonzero(values.cumsum() / values.sum() > share)
+                rank = int(over[0]) if len(over) else len(values)
+                projected = u.T @ task @ vt.T
+                np.fill_diagonal(projected, 0.0)
+                projected[:rank, :rank] = 0.0
+                task = u @ projected @ vt
+            total.append(factor * one + task)
+        norms.append(length([tasks[step] for tasks in model]))
+        factor = length(total) / float(np.mean(norms))
+        merged = [one / factor for one in total]
     return merged
+
+
+def length(model: Sequence[Matrix]) -> float:
+    return math.sqrt(sum(float((tensor**2).sum()) for tensor in model))
 
 
 def doge(tasks: list[Matrix], eta: float, density: float, steps: int, divisor: float = 6.0) -> Matrix:
@@ -58,7 +69,7 @@ class TestOpcm:
     @pytest.mark.parametrize("share", [0.0, 0.5, 0.8, 1.0])
     def test_it_is_the_definition_with_full_svds(self, shape: tuple[int, int], share: float) -> None:
         tasks = draw(1, *shape)
-        assert relative(run("opcm", tasks, share=share), opcm(tasks, share)) < EXACT
+        assert relative(run("opcm", tasks, share=share), opcm([tasks], share)[0]) < EXACT
 
     def test_by_hand(self) -> None:
         merged = run("opcm", [np.diag([3.0, 1.0]), [[1.0, 2.0], [0.0, 1.0]]])
@@ -84,13 +95,28 @@ class TestOpcm:
     def test_order_is_a_parameter(self) -> None:
         tasks = draw(4, 6, 9)
         turned = run("opcm", tasks, order=[0.9, 0.1, 0.5])
-        assert relative(turned, opcm([tasks[1], tasks[2], tasks[0]], 0.5)) < EXACT
+        assert relative(turned, opcm([[tasks[1], tasks[2], tasks[0]]], 0.5)[0]) < EXACT
         assert relative(turned, run("opcm", tasks)) > 0.01
 
     def test_weights_scale_the_task_vectors(self) -> None:
         tasks, weight = draw(5, 6, 9), [0.5, -1.0, 2.0]
         scaled = [value * task for value, task in zip(weight, tasks, strict=True)]
-        assert relative(run("opcm", tasks, weight=weight), opcm(scaled, 0.5)) < EXACT
+        assert relative(run("opcm", tasks, weight=weight), opcm([scaled], 0.5)[0]) < EXACT
+
+    @pytest.mark.parametrize("weight", [[1.0, 1.0, 1.0], [0.5, -2.0, 1.0]])
+    def test_lengths_of_the_whole_model(self, weight: list[float]) -> None:
+        """One factor for two matrices and a vector, whose lengths differ by far."""
+        model = [draw(20, 6, 9), [10.0 * task for task in draw(21, 8, 5)], draw(22, 7)]
+        scaled = [[size * task for size, task in zip(weight, tasks, strict=True)] for tasks in model]
+        told = {f"s{index}": value for index, value in enumerate(weight)}
+        merged = run_model("opcm", model, scope="global", weight=told)
+        for actual, expected in zip(merged, opcm(scaled, 0.5), strict=True):
+            assert relative(actual, expected) < EXACT
+        assert relative(merged[2], run("opcm", model[2], weight=weight)) > 0.01
+
+    def test_the_whole_model_is_needed(self) -> None:
+        with pytest.raises(NotBuiltError, match="`scope: global` needs a pass over the whole model"):
+            run("opcm", draw(23, 3, 4), scope="global")
 
     def test_edges(self) -> None:
         task, other, zero = *draw(6, 5, 7, count=2), np.zeros((5, 7))
@@ -147,7 +173,7 @@ class TestDoge:
         parts = zip(tasks, lengths, (1.0, 9.0, 0.5), strict=True)
         expected = sum(0.3 * np.mean(lengths) / n * np.where(np.abs(task) >= t, task, 0) for task, n, t in parts)
         assert relative(merged, expected) < EXACT
-        with pytest.raises(NotBuiltError, match="doge with scope: global needs a pass over the whole model"):
+        with pytest.raises(NotBuiltError, match="`scope: global` needs a pass over the whole model"):
             run("doge", tasks, scope="global")
 
     def test_edges(self) -> None:

@@ -13,6 +13,7 @@ from evomerge.operators import get, load
 from evomerge.operators.kernels.context import Context
 from evomerge.operators.metadata import Setting
 from evomerge.testing.operators import OperatorCase, blend
+from tests.operators.spectra import run_model
 
 
 def run(method: str, deltas: Sequence[object], base: object = 0.0, **params: Setting) -> np.ndarray:
@@ -57,6 +58,36 @@ def test_pcb_follows_the_formula(size: int, gain: float) -> None:
     off = np.abs(result - expected) > 1e-4
     assert off.mean() < 2e-4
     assert 0.3 < (result != 0).mean() < 0.55
+
+
+@pytest.mark.parametrize("density", [0.2, 1.0])
+def test_pcb_over_a_whole_model_is_pcb_of_all_its_entries(density: float) -> None:
+    """Tensors of very different size; one in which nothing changed, one of a single entry, an empty one."""
+    rng = np.random.default_rng(5)
+    shapes: list[tuple[int, ...]] = [(4, 5), (20, 30), (17,), (), (0, 3)]
+    model = [
+        [np.asarray(size * rng.standard_normal(shape), dtype=np.float32).astype(np.float64) for _ in range(3)]
+        for size, shape in enumerate(shapes)
+    ]
+    merged = run_model("pcb", model, density=density, clip=0.01, gain=1.0, scope="global")
+    whole = [np.concatenate([tasks[index].ravel() for tasks in model]) for index in range(3)]
+    actual = np.concatenate([tensor.ravel() for tensor in merged])
+    np.testing.assert_array_equal(actual, run("pcb", whole, density=density, clip=0.01, gain=1.0))
+    if density < 1:
+        off = np.abs(actual - pcb_oracle(np.stack(whole), density, 0.01, 1.0)) > 1e-4 * np.abs(actual).max()
+        assert off.mean() < 2e-3
+
+
+def test_pcb_over_a_whole_model_leaves_out_what_changed_nowhere() -> None:
+    """A source that equals the base in one tensor still competes there."""
+    rng = np.random.default_rng(6)
+    first, second = rng.standard_normal((2, 12)).astype(np.float32).astype(np.float64)
+    zero = np.zeros(12)
+    merged = run_model("pcb", [[first, zero, zero], [zero, second, zero]], density=0.5, clip=0.0, scope="global")
+    alone = run_model("pcb", [[first, zero], [zero, second]], density=0.5, clip=0.0, scope="global")
+    for actual, expected in zip(merged, alone, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+    assert all(tensor.any() for tensor in merged)
 
 
 def test_a_small_gain_is_the_released_formula_on_an_ordinary_fine_tune() -> None:

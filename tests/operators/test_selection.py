@@ -24,8 +24,8 @@ from evomerge.operators.kernels.selection import (
     row_thresholds,
     stream_threshold,
     task_thresholds,
-    trim,
 )
+from evomerge.operators.kernels.thinning import trim
 
 LARGE = (1 << 18) + 70_017
 """Beyond the size up to which everything is selected from at once; no whole number of spans."""

@@ -183,7 +183,7 @@ class TestTies:
         assert torch.equal(torch.cat(results), expected)
 
     def test_a_global_scope_without_a_global_pass_is_refused(self) -> None:
-        with pytest.raises(NotBuiltError, match="scope: tensor or row"):
+        with pytest.raises(NotBuiltError, match="`scope: global` needs a pass over the whole model"):
             run("ties", [[1.0, 2.0]], scope="global")
 
 

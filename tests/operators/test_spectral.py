@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from evomerge.operators import get, load
 from evomerge.operators.kernels.context import Context
 from evomerge.operators.kernels.low_rank import LowRank
+from evomerge.operators.kernels.masks import keep_mask, mask_key
 from tests.operators.spectra import Matrix, draw, low_rank, relative, run, svd
 
 EXACT = 1e-5
-METHODS = ["tsv_m", "tsv_outlier", "iso_c", "iso_cts", "star", "knots"]
+METHODS = ["tsv_m", "tsv_outlier", "iso_c", "iso_cts", "star", "knots", "knots_dare"]
 SHAPES = [(12, 20), (20, 12), (15, 15)]
 
 
@@ -103,6 +104,25 @@ class TestAgainstNumpy:
         tasks = draw(5, *shape)
         assert relative(run("knots", tasks, density=density), knots(tasks, density)) < EXACT
 
+    @pytest.mark.parametrize("rescale", ["inv_keep", "l1", "none"])
+    def test_knots_dare(self, shape: tuple[int, int], rescale: str) -> None:
+        """The drawn mask is taken as given; all else is by definition."""
+        tasks, density = draw(24, *shape), [0.3, 0.6, 1.0]
+        u = svd(np.concatenate(tasks, 1))[0]
+        thinned = []
+        for index, (task, share) in enumerate(zip(tasks, density, strict=True)):
+            own = u.T @ task
+            mask = keep_mask(own.size, mask_key(0, "p", f"s{index}"), share).numpy().reshape(own.shape)
+            ratio = {"inv_keep": 1 / share, "l1": np.abs(own).sum() / np.abs(own * mask).sum(), "none": 1.0}[rescale]
+            thinned.append(own * mask * ratio)
+        params = {"density": density, "rescale": rescale}
+        summed = run("knots_dare", tasks, inner="linear", normalize=False, scale=0.7, **params)
+        assert relative(summed, 0.7 * u @ sum(thinned)) < EXACT
+        sign = np.sign(sum(thinned))
+        agree = [np.where(part * sign > 0, part, 0.0) for part in thinned]
+        count = sum((part != 0).astype(float) for part in agree)
+        assert relative(run("knots_dare", tasks, **params), u @ (sum(agree) / np.maximum(count, 1))) < EXACT
+
     def test_weights_and_scale(self, shape: tuple[int, int]) -> None:
         tasks, weight = draw(6, *shape), [0.5, -1.0, 2.0]
         scaled = [value * task for value, task in zip(weight, tasks, strict=True)]
@@ -151,6 +171,12 @@ class TestInvariants:
         ours = run("knots", tasks, base, inner="linear", weight=[0.5, 0.2, -1.0], scale=0.5, normalize=False)
         theirs = run("task_arithmetic", tasks, base, weight=[0.5, 0.2, -1.0], scale=0.5)
         assert np.array_equal(ours, theirs)
+
+    def test_knots_dare_that_drops_nothing_is_knots(self) -> None:
+        tasks = draw(25, 9, 7)
+        assert np.array_equal(run("knots_dare", tasks, density=1.0), run("knots", tasks, density=1.0))
+        linear = run("knots_dare", tasks, density=1.0, inner="linear", weight=[0.5, 0.2, -1.0], normalize=False)
+        assert relative(linear, run("task_arithmetic", tasks, weight=[0.5, 0.2, -1.0])) < EXACT
 
     def test_tsv_m_keeps_the_energy_of_what_it_kept(self) -> None:
         tasks = draw(12, 12, 20)

@@ -87,6 +87,26 @@ def test_tensors_can_be_taken_from_one_source_as_they_are() -> None:
     assert copied(simplified(layer.blends["other"])) == "base"
 
 
+def test_tensors_can_be_taken_from_a_source_that_the_place_leaves_out() -> None:
+    """From the depth on which the sources of the layer agree; parts outside of the layers have none."""
+    found = recipe(
+        tensors=[{"match": ["q_proj", "embed_tokens"], "from": "ja"}],
+        embeddings={"take": ["base", "math"]},
+        layers=[{"take": {"base": 1, "math": 1}}, {"take": {"math": 0}, "tensors": [{"match": "*norm", "from": "ja"}]}],
+    )
+    expanded = expand(found, DEPTHS)
+    assert expanded.embeddings.sources == ("math",)
+    assert copied(simplified(expanded.embedding_rules[0].blends["embeddings"])) == "ja"
+    first, second = expanded.layers
+    assert (dict(first.take), first.blends["mlp"].sources) == ({"base": 1, "math": 1, "ja": 1}, ("math",))
+    assert copied(simplified(first.rules[0].blends["attention"])) == "ja"
+    assert (dict(second.take), copied(second.blends["mlp"])) == ({"math": 0, "ja": 0}, "math")
+    assert copied(simplified(second.rules[0].blends["other"])) == "ja"
+    assert identity(found, INFOS) != identity(
+        recipe(layers=[{"take": {"base": 1, "math": 1}}, {"take": {"math": 0}}]), INFOS
+    )
+
+
 def test_a_layer_that_copies_a_source_stays_a_copy() -> None:
     found = recipe(
         tensors=[{"match": "q_proj", "blend": {"weight": 0.1}}],
@@ -132,6 +152,13 @@ def test_another_method_discards_the_base_that_it_would_inherit() -> None:
         ({"tensors": [{"match": "q..proj", "from": "base"}]}, "tensors[0].match: 'q..proj' is no pattern"),
         ({"tensors": [{"match": [], "from": "base"}]}, "tensors[0].match: give at least one pattern"),
         ({"tensors": [{"match": "q_proj", "from": "maths"}]}, "did you mean 'math'?"),
+        (
+            {
+                "layers": [{"take": {"math": 0, "base": 1}, "blend": {"method": "linear", "weight": {"math": 1}}}],
+                "tensors": [{"match": "q_proj", "from": "ja"}],
+            },
+            "layers[0].take: single tensors come from a layer of 'ja', and the sources differ in depth here; say which",
+        ),
         ({"tensors": [{"match": "q_proj", "blend": {"weigth": 1}}]}, "tensors[0].blend.weigth: method"),
         ({"tensors": [{"match": "q_proj", "blned": {}}]}, "did you mean 'blend'?"),
         ({"embeddings": {"take": ["maths"]}}, "embeddings.take[0]: 'maths' is not a source"),

@@ -15,17 +15,14 @@ from evomerge.checkpoints import ModelSource, StatisticFile, StatisticNote, para
 from evomerge.checkpoints.moments import read_moments
 from evomerge.checkpoints.statistics import importance_scales
 from evomerge.errors import ConfigError, SourceError
-from evomerge.fitness.architecture import build_model
-from evomerge.fitness.config import EngineConfig
 from evomerge.fitness.statistics.fisher import FisherSum, Labels
 from evomerge.fitness.statistics.inputs import GramSum
+from evomerge.fitness.statistics.placed import PlacedModel
 from evomerge.fitness.statistics.texts import Calibration
 from evomerge.fitness.transformers_engine import find_device
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from transformers import PreTrainedModel
 
     from evomerge.merging import MergeProgress
 
@@ -182,14 +179,16 @@ class _Run:
         self._path, self._note, self._calibration, self._config = path, note, calibration, config
         self._partial = path.with_name(f".{path.stem}.partial.safetensors")
         self._device = find_device(config.device)
-        model = load_model(source, self._device, config.dtype)
+        self._placed = PlacedModel(source, self._device, config.dtype)
         names = parameter_names(source)
         self._sum: _Sum
         if note.kind == "gram":
             # The head is left out: its inputs weigh tokens, and it is the mean as embeddings are.
-            self._sum = GramSum(model, [name for name in names if source.layout.place(name).layer is not None])
+            names = tuple(name for name in names if source.layout.place(name).layer is not None)
+            self._sum = GramSum(self._placed.model, self._placed.places(names))
         else:
-            self._sum = FisherSum(model, names, labels=config.labels, seed=config.seed)
+            places = self._placed.places(names)
+            self._sum = FisherSum(self._placed.model, places, labels=config.labels, seed=config.seed)
 
     def run(self, progress: MergeProgress | None) -> None:
         """Go through the examples that are left, and write the file."""
@@ -202,15 +201,24 @@ class _Run:
         finally:
             if progress is not None:
                 progress.finish()
-        means = self._sum.means()
+        means = self._means()
         for name, mean in means.items():
             if not bool(torch.isfinite(mean).all()):
                 raise SourceError(
                     f"the statistic {self._note.kind!r} of {name!r} is not finite; run the model in float32"
                 )
-        facts = {"shared": self._sum.shared, **self._sum.facts(means)}
+        name_of = self._placed.name
+        shared = {name_of(place): name_of(other) for place, other in self._sum.shared.items()}
+        facts = {"shared": shared, **self._sum.facts(means)}
         write_statistic(self._path, StatisticNote(**{**asdict(self._note), **facts}), _on_cpu(means))
         self._partial.unlink(missing_ok=True)
+
+    def _means(self) -> dict[str, Tensor]:
+        """Return the means by the source's names."""
+        means = self._sum.means()
+        if self._note.kind == "gram":
+            return {self._placed.name(place): mean for place, mean in means.items()}
+        return self._placed.divided(means)
 
     def _add_examples(self, done: int, progress: MergeProgress | None) -> None:
         saved = time.monotonic()
@@ -244,34 +252,6 @@ class _Run:
         self._sum.tokens.update(file.note.tokens)
         self._sum.shared.update(file.note.shared)
         return file.note.done
-
-
-def load_model(source: ModelSource, device: torch.device, dtype: str) -> PreTrainedModel:
-    """Build a source's model with its weights, in evaluation mode and without gradients.
-
-    Raises:
-        SourceError: when transformers cannot build it, or names its weights otherwise.
-    """
-    config = EngineConfig.model_validate({"dtype": dtype})
-    model = build_model(source.folder, config, device)
-    state: dict[str, Tensor] = model.state_dict()
-    names = set(source.names())
-    for name in parameter_names(source):
-        if name not in state or state[name].shape != source.info(name).shape:
-            raise _otherwise(source, name)
-        state[name].copy_(source.tensor(name))
-    filled = {state[name].data_ptr() for name in names & state.keys()}
-    for name, parameter in model.named_parameters():
-        if parameter.data_ptr() not in filled:
-            raise _otherwise(source, name)
-    return model
-
-
-def _otherwise(source: ModelSource, name: str) -> SourceError:
-    return SourceError(
-        f"{source.folder}: the tensor {name!r} is not in both the checkpoint and transformers' model of it; this "
-        "architecture names its weights differently there and cannot be measured yet"
-    )
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -21,6 +21,15 @@ def _made(name: str, make: Callable[[], Tensors]) -> Tensors:  # noqa: ARG001  n
 
 def _unknown(index: int) -> LowRank | None:  # noqa: ARG001  a dense task vector
     return None
+
+
+Kept: TypeAlias = Callable[[str, Callable[[], Tensors]], Tensors]
+Arguments: TypeAlias = "tuple[Sequence[Tensor], Tensor | None, Context]"
+"""(tensors, base, context) that a kernel gets of one parameter."""
+Model: TypeAlias = Callable[[], Iterator[Arguments]]
+"""Starts a pass over a model: the same parameters in the same order every time."""
+OfModel: TypeAlias = Callable[[str, Callable[[Model], Tensors]], Tensors]
+"""(what it is, how it is made from passes over a model) to what it is, made once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +68,22 @@ class Context:
     """For `scope: global`: (index of the source, density) to the magnitude, over the whole model's task
     vector, from which an entry is kept; of a method that needs an importance, the magnitude times its square root.
     None: the caller makes no global pass."""
+    of_model: OfModel | None = None
+    """For `scope: global`: what depends on the whole model in these sources and base, and on nothing that its name does
+    not say. The model has all parameters but buffers, tied ones once. None: the caller makes no global pass."""
     statistic: Callable[[int, StatisticKind], Statistic | None] | None = None
     """(index of the source, kind) to what was measured of it for this parameter; None: for this parameter, nothing.
     Given for the kinds that the method needs."""
-    kept: Callable[[str, Callable[[], Tensors]], Tensors] = _made
+    kept: Kept = _made
     """(what it is, how it is made) to tensors that depend on this parameter in these sources and base alone, not on
     `params`, such as a decomposition: a caller may keep them from one candidate to the next. Not to be changed."""
+    filed: Kept = _made
+    """As `kept`, for what no parameter of a continuous range changes at all: a caller may keep it for good."""
+
+
+def alone(tensors: Sequence[Tensor], base: Tensor | None, context: Context) -> OfModel:
+    """Return `Context.of_model` of a model that has this parameter and no other; nothing is kept."""
+    return lambda what, make: make(lambda: iter([(tensors, base, context)]))  # noqa: ARG005
 
 
 Kernel: TypeAlias = Callable[[Sequence[Tensor], Tensor | None, Mapping[str, Resolved], Context], Tensor]

@@ -6,7 +6,7 @@ Legend: θ_0 base (the pivot), τ_i = θ_i - θ_0, w_i weight with Σ w_i = 1, �
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -103,22 +103,18 @@ def _variance_limit(tasks: Tasks, density: float) -> float:
     varied = int(tasks.kept("entries in which task vectors differ", lambda: (_num_varied(tasks),))[0])
     if varied == 0:
         return 0.0
-
-    def stream() -> Iterator[list[Tensor]]:
-        for _, _, deltas in tasks.parts():
-            yield [_variance(deltas)]
-
-    return ranked(stream, tasks.numel, [[kept_count(varied, density)]])[0][0]
+    rank = kept_count(varied, density)
+    return ranked(lambda: ([_variance(deltas)] for deltas in tasks.deltas()), tasks.numel, [[rank]])[0][0]
 
 
 def _num_varied(tasks: Tasks) -> Tensor:
-    return torch.tensor(sum(int((_variance(deltas) > 0).sum()) for _, _, deltas in tasks.parts()))
+    return torch.tensor(sum(int((_variance(deltas) > 0).sum()) for deltas in tasks.deltas()))
 
 
 def _selected_sums(tasks: Tasks, limit: float) -> list[float]:
     """Return Σ τ_i² over the selected entries in float64."""
     sums = [0.0] * tasks.count
-    for _, _, deltas in tasks.parts():
+    for deltas in tasks.deltas():
         kept = _variance(deltas) >= limit
         for place, delta in enumerate(deltas):
             sums[place] += ordered_sum(delta.mul_(kept).double().square_())

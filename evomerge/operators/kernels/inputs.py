@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from evomerge.errors import SourceError
-from evomerge.operators.kernels.context import Context
+from evomerge.errors import NotBuiltError, SourceError
+from evomerge.operators.kernels.context import Context, OfModel, alone
 from evomerge.operators.kernels.scratch import Scratch
 from evomerge.operators.metadata import SMALLEST_SUM, Resolved
 
@@ -29,23 +29,23 @@ class Flat:
     of it in a cache.
     """
 
-    __slots__ = ("_stored",)
+    __slots__ = ("stored",)
 
     def __init__(self, stored: Tensor) -> None:
-        self._stored = stored.detach().contiguous().view(-1)
+        self.stored = stored.detach().contiguous().view(-1)
 
     def __getitem__(self, span: slice) -> Tensor:
         """Return a span as float32, shape (length,); it may be a view, and must not be changed."""
-        return self._stored[span].float()
+        return self.stored[span].float()
 
     def read(self, span: slice, scratch: Scratch) -> Tensor:
         """Return a span as float32, shape (length,), in `scratch` or a view; it must not be changed."""
-        values = self._stored[span]
+        values = self.stored[span]
         return values if values.dtype == torch.float32 else scratch.take(len(values)).copy_(values)
 
     def minus(self, root: Tensor, span: slice, scratch: Scratch) -> Tensor:
         """Return a span less a vector as float32, shape (length,), in `scratch`."""
-        values = self._stored[span]
+        values = self.stored[span]
         if values.dtype == torch.float32:
             return torch.sub(values, root, out=scratch.take(len(values)))
         return scratch.take(len(values)).copy_(values).sub_(root)
@@ -53,42 +53,42 @@ class Flat:
     def sample(self, runs: Tensor) -> Tensor:
         """Return runs of `RUN` elements by their numbers (int64), shape (runs, RUN) in float32."""
         whole = self.numel() // RUN * RUN
-        return self._stored[:whole].view(-1, RUN).index_select(0, runs).float()
+        return self.stored[:whole].view(-1, RUN).index_select(0, runs).float()
 
     def numel(self) -> int:
         """Return the number of elements."""
-        return self._stored.numel()
+        return self.stored.numel()
 
     @property
     def device(self) -> torch.device:
         """Where it is."""
-        return self._stored.device
+        return self.stored.device
 
 
 class TaskVector:
     """The difference of two vectors, read in spans of float32."""
 
-    __slots__ = ("_base", "_tuned")
+    __slots__ = ("base", "tuned")
 
     def __init__(self, tuned: Flat, base: Flat) -> None:
-        self._tuned, self._base = tuned, base
+        self.tuned, self.base = tuned, base
 
     def __getitem__(self, span: slice) -> Tensor:
         """Return a span as float32, shape (length,); it may be changed."""
-        return self._tuned[span] - self._base[span]
+        return self.tuned[span] - self.base[span]
 
     def sample(self, runs: Tensor) -> Tensor:
         """Return runs of `RUN` elements by their numbers (int64), shape (runs, RUN) in float32."""
-        return self._tuned.sample(runs).sub_(self._base.sample(runs))
+        return self.tuned.sample(runs).sub_(self.base.sample(runs))
 
     def numel(self) -> int:
         """Return the number of elements."""
-        return self._base.numel()
+        return self.base.numel()
 
     @property
     def device(self) -> torch.device:
         """Where it is."""
-        return self._base.device
+        return self.base.device
 
 
 Vector = Flat | TaskVector
@@ -134,6 +134,11 @@ def result_like(tensor: Tensor, context: Context) -> Tensor:
     return torch.empty(tensor.numel(), dtype=context.dtype, device=tensor.device)
 
 
+def row_length(tensor: Tensor) -> int:
+    """Return the elements of a row, which runs along the last dimension; 1 for a scalar or an empty row."""
+    return max(1, tensor.shape[-1]) if tensor.dim() else 1
+
+
 def spans(numel: int, device: torch.device, multiple: int = 1) -> Iterator[tuple[int, int]]:
     """Yield (start, stop) over `numel` elements, each but the last a whole number of `multiple` elements.
 
@@ -168,6 +173,37 @@ def numbers(params: Mapping[str, Resolved], name: str) -> tuple[float, ...]:
     if not isinstance(value, tuple):
         raise TypeError(f"parameter {name!r} must be one number a source, got {value!r}")
     return tuple(float(item) for item in value)
+
+
+def global_threshold(context: Context, index: int, density: float) -> float:
+    """Return the magnitude from which an entry of a source is among the top `density` of its whole model.
+
+    Raises:
+        NotBuiltError: when the caller makes no global pass.
+    """
+    if context.threshold is None:
+        raise _no_global_pass(context)
+    return context.threshold(index, density)
+
+
+def measured_over(scope: Resolved, tensors: Sequence[Tensor], base: Tensor | None, context: Context) -> OfModel:
+    """Return how something is measured: of the whole model for the scope `global`, else of this parameter alone.
+
+    Raises:
+        NotBuiltError: when the caller makes no global pass.
+    """
+    if scope != "global":
+        return alone(tensors, base, context)
+    if context.of_model is None:
+        raise _no_global_pass(context)
+    return context.of_model
+
+
+def _no_global_pass(context: Context) -> NotBuiltError:
+    return NotBuiltError(
+        f"{context.name}: `scope: global` needs a pass over the whole model, which this caller does not make; "
+        "use `scope: tensor`"
+    )
 
 
 def active(context: Context, weights: Sequence[float], *others: Sequence[float]) -> list[int]:

@@ -44,7 +44,7 @@ def wudi(tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Re
     scale = number(params, "scale")
     if scale == 0 or not tasks.are_matrices():
         return tasks.others(scale)
-    return tasks.weighted(context.kept(tasks.of_all("wudi"), lambda: _minima(tasks)), scale)
+    return tasks.weighted(context.filed(tasks.of_all("wudi"), lambda: _minima(tasks)), scale)
 
 
 def _minima(tasks: Tasks) -> Tensors:
@@ -96,7 +96,8 @@ def _flowed(tasks: Tasks, params: Mapping[str, Resolved], rank: int | None, *, c
         values, basis, drifts = _eigen_drifts(_system(tasks, rank, centre=centre), share)
         return rounded((values, basis, *drifts))
 
-    values, basis, *drifts = tasks.context.kept(tasks.of_all(f"flow {start} {rank} {centre}"), make)
+    keep = tasks.context.filed if rank is None else tasks.context.kept
+    values, basis, *drifts = keep(tasks.of_all(f"flow {start} {rank} {centre}"), make)
     total = torch.zeros_like(drifts[0])
     for weight, drift in zip(tasks.weights, drifts, strict=True):
         total.add_(drift, alpha=weight)

@@ -65,7 +65,7 @@ def keep_mask(numel: int, key: int, density: float, *, offset: int = 0, device: 
     Returns:
         bool of shape (numel,).
     """
-    mask, limit = torch.empty(numel, dtype=torch.bool, device=device), _limit(density)
+    mask, limit = torch.empty(numel, dtype=torch.bool, device=device), limit_word(density)
     for start, word in _words(numel, key, offset, mask.device):
         torch.lt(word, limit, out=mask[start : start + word.numel()])
     return mask
@@ -83,7 +83,7 @@ def drop_entries(values: Tensor, key: int, density: float, *, offset: int = 0) -
     Returns:
         `values`.
     """
-    bits, limit = values.view(torch.int32), _word(_limit(density))
+    bits, limit = values.view(torch.int32), _word(limit_word(density))
     for start, word in _words(values.numel(), key, offset, values.device):
         # Negative, hence all ones after the shift, where the word is below the limit; no difference overflows.
         kept = word.sub_(limit).bitwise_right_shift_(_31)
@@ -109,7 +109,7 @@ def uniform(numel: int, key: int, *, offset: int = 0, device: torch.device | Non
     return numbers.mul_(2.0**-_BITS).add_(0.5)
 
 
-def _limit(density: float) -> int:
+def limit_word(density: float) -> int:
     """Return L such that, for an integer v from 0 and u = v / 2^31, v - 2^30 < L exactly where u < density."""
     return math.ceil(density * 2.0**_BITS) - (1 << (_BITS - 1))
 
@@ -123,7 +123,7 @@ def _words(numel: int, key: int, offset: int, device: torch.device) -> Iterator[
     spare = torch.empty_like(words)
     for block in range(first, last, width):
         count = min(width, last - block)
-        _hash(counter, [_block_keys(key, block + place) for place in range(count)], words[:count], spare[:count])
+        _hash(counter, [block_keys(key, block + place) for place in range(count)], words[:count], spare[:count])
         place = block * BLOCK - offset
         yield max(0, place), words.view(-1)[max(0, -place) : min(count * BLOCK, numel - place)]
 
@@ -142,7 +142,7 @@ def _hash(counter: Tensor, keys: list[tuple[int, int]], words: Tensor, spare: Te
     words.bitwise_xor_(torch.bitwise_right_shift(words, _16, out=spare)).mul_(_M_2).bitwise_right_shift_(_1)
 
 
-def _block_keys(key: int, block: int) -> tuple[int, int]:
+def block_keys(key: int, block: int) -> tuple[int, int]:
     """Return the two keys of a block: SplitMix64's word of that number, in halves."""
     drawn = splitmix64(key, block)
     return _signed(drawn), _signed(drawn >> 32)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from evomerge.operators.kernels.combine import summed
 from evomerge.operators.kernels.context import Context, Tensors
 from evomerge.operators.kernels.inputs import (
     Flat,
@@ -29,8 +30,8 @@ from evomerge.operators.kernels.inputs import (
     flatten_base,
     numbers,
     result_like,
-    spans,
 )
+from evomerge.operators.kernels.thinning import Whole
 from evomerge.operators.metadata import Resolved
 
 SMALLEST_VALUE = 1e-6
@@ -152,7 +153,7 @@ class Tasks:
 
     def svd(self, index: int) -> Svd:
         """Return the SVD of a task vector in float32, kept between candidates."""
-        return Svd(*self.context.kept(f"svd {self.ids[index]}", lambda: rounded(self.matrix(index).svd())))
+        return Svd(*self.context.filed(f"svd {self.ids[index]}", lambda: rounded(self.matrix(index).svd())))
 
     def of_all(self, what: str) -> str:
         """Return a name for what is kept of all sources that take part."""
@@ -160,17 +161,9 @@ class Tasks:
 
     def linear(self, factors: Sequence[float]) -> Tensor:
         """Return θ_0 + Σ c_i τ_i, span by span; the base bit by bit where no factor is left."""
+        used = {index: factor for index, factor in zip(self.indices, factors, strict=True) if factor != 0}
         out = result_like(self._like, self.context)
-        used = [(self.vector(index), factor) for index, factor in enumerate(factors) if factor != 0]
-        for start, stop in spans(out.numel(), out.device):
-            total = self._origin[start:stop]
-            if used:
-                total = torch.zeros_like(total)
-                for vector, factor in used:
-                    total.add_(vector[start:stop], alpha=factor)
-                total.add_(self._origin[start:stop])
-            out[start:stop] = total
-        return out.view(self._like.shape)
+        return summed(self._flat, self._origin, used, Whole(), out).view(self._like.shape)
 
     def others(self, scale: float) -> Tensor:
         """Return what a tensor becomes that is no matrix: θ_0 + λ mean(w_i τ_i), or θ_0."""

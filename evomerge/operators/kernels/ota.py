@@ -12,7 +12,6 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from evomerge.errors import NotBuiltError
 from evomerge.operators.kernels.context import Context
 from evomerge.operators.kernels.importance import common_scale, graft_score, importances
 from evomerge.operators.kernels.inputs import (
@@ -20,6 +19,7 @@ from evomerge.operators.kernels.inputs import (
     active,
     flatten,
     flatten_base,
+    global_threshold,
     normalized,
     number,
     numbers,
@@ -88,12 +88,8 @@ def _limits(
             limits.append(0.0)
         elif params["scope"] == "tensor":
             limits.append(_tensor_limit(delta, value, densities[index]))
-        elif context.threshold is None:
-            raise NotBuiltError(
-                f"{context.name}: `scope: global` needs a pass over the whole model; use `scope: tensor`"
-            )
         else:
-            limits.append(context.threshold(index, densities[index]))
+            limits.append(global_threshold(context, index, densities[index]))
     return limits
 
 

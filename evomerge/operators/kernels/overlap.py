@@ -41,7 +41,7 @@ def ramplus(tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str,
     tasks, epsilon = Tasks(tensors, base, context), number(params, "epsilon")
     shared = torch.zeros(tasks.count, dtype=torch.int64)
     unique = torch.zeros(tasks.count, dtype=torch.int64)
-    for _, _, deltas in tasks.parts():
+    for deltas in tasks.deltas():
         activity = [delta.abs() > epsilon for delta in deltas]
         count = _count(activity)
         for place, active in enumerate(activity):

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from evomerge.errors import NotBuiltError
-from evomerge.operators.kernels.context import Context, Tensors
-from evomerge.operators.kernels.inputs import number, numbers
+from evomerge.operators.kernels.context import Context, Model, Tensors
+from evomerge.operators.kernels.inputs import global_threshold, measured_over, number, numbers, spans
 from evomerge.operators.kernels.matrices import Svd, Tasks, svd
 from evomerge.operators.kernels.selection import kept_count, kth_largest_magnitude
+from evomerge.operators.kernels.tasks import ordered_sum, total
 from evomerge.operators.metadata import Resolved
 
 _NOTHING_LEFT = 1e-12
@@ -28,28 +28,68 @@ def opcm(tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Re
     each next w τ is added without what P = Uᵀ(w τ)V has on its diagonal and in its leading r × r block, where
     U Σ Vᵀ = A and r is the first index, from 0, at which the cumulative singular values exceed the share α (none: all).
     A thin SVD gives what the full one does, and of the paper's factors λ_t all but the last cancel. Other tensors are
-    sums, at the mean length too. Deviations: lengths are of the tensor, not of the whole model, so that each tensor can
-    be made by itself; the null directions of A count as new.
+    sums, at the mean length too. Lengths are of the whole model with `scope: global` (the paper), which takes one
+    more merge of all of it, or of the tensor. Deviation: the null directions of A count as new.
 
     Raises:
         SourceError: for a missing base, or tensors that do not fit each other.
+        NotBuiltError: for scope "global" from a caller that makes no global pass.
     """
     tasks = Tasks(tensors, base, params, context)
     if len(tasks) == 0:
         return tasks.others(0.0)
+    share = number(params, "share")
+    merged, squares = _merged(tasks, share)
+    if params["scope"] == "global":
+        measure = measured_over("global", tensors, base, context)
+        what = tasks.of_all(f"lengths {share} {tasks.weights}")
+        (squares,) = measure(what, lambda model: (_squares_of_model(model, params, share),))
+    length, *lengths = squares.sqrt().tolist()
+    mean = sum(abs(weight) * one for weight, one in zip(tasks.weights, lengths, strict=True)) / len(tasks)
+    factor = mean / length if length > _NOTHING_LEFT * mean else 0.0
+    if merged is None:
+        return tasks.linear([factor * weight for weight in tasks.weights])
+    return tasks.result(merged * factor)
+
+
+def _squares_of_model(model: Model, params: Mapping[str, Resolved], share: float) -> Tensor:
+    """Return ‖A‖² and each ‖τ_i‖² of a whole model."""
+    parts = (_merged(Tasks(tensors, base, params, context), share)[1] for tensors, base, context in model())
+    return torch.stack(list(parts)).sum(0)
+
+
+def _merged(tasks: Tasks, share: float) -> tuple[Tensor | None, Tensor]:
+    """Return A, float64 of shape (m, n), and ‖A‖² and each ‖τ_i‖² as a float64 vector.
+
+    A of a tensor that is no matrix is the sum of the w_i τ_i, which is not made: None.
+    """
     if not tasks.are_matrices():
-        return _sum_at_mean_length(tasks)
-    merged, mean, noise = torch.zeros(tasks.shape, dtype=torch.float64, device=tasks.device), 0.0, 0.0
+        return None, _squares_of_sum(tasks)
+    merged, noise = torch.zeros(tasks.shape, dtype=torch.float64, device=tasks.device), 0.0
+    squares = [0.0]
     for index, weight in enumerate(tasks.weights):
         matrix = tasks.matrix(index)
-        own = matrix.dense() * weight
+        own = matrix.dense()
+        squares.append(float(own.square().sum()))
+        own = own * weight
         if index > 0:
             known = Svd(*(part.double() for part in tasks.svd(0))) if index == 1 else svd(merged, noise)
-            own = own - _known_part(own, known, number(params, "share"))
+            own = own - _known_part(own, known, share)
         merged += own
-        mean += abs(weight) * float(matrix.dense().norm()) / len(tasks)
         noise += abs(weight) * matrix.noise
-    return tasks.result(merged * _factor(float(merged.norm()), mean))
+    squares[0] = float(merged.square().sum())
+    return merged, torch.tensor(squares, dtype=torch.float64)
+
+
+def _squares_of_sum(tasks: Tasks) -> Tensor:
+    """Return ‖Σ w_i τ_i‖² and each ‖τ_i‖², span by span."""
+    vectors = [tasks.vector(index) for index in range(len(tasks))]
+    squares = torch.zeros(1 + len(tasks), dtype=torch.float64)
+    for start, stop in spans(vectors[0].numel(), tasks.device):
+        parts = [vector[start:stop].double() for vector in vectors]
+        both = (total(parts, tasks.weights), *parts)
+        squares += torch.tensor([ordered_sum(part.square()) for part in both], dtype=torch.float64)
+    return squares
 
 
 def _known_part(own: Tensor, known: Svd, share: float) -> Tensor:
@@ -60,20 +100,6 @@ def _known_part(own: Tensor, known: Svd, share: float) -> Tensor:
     taken = torch.diag(projected.diagonal())
     taken[:block, :block] = projected[:block, :block]
     return known.u @ taken @ known.v.T
-
-
-def _sum_at_mean_length(tasks: Tasks) -> Tensor:
-    vectors = [tasks.vector(index)[:].double() for index in range(len(tasks))]
-    total, mean = torch.zeros_like(vectors[0]), 0.0
-    for vector, weight in zip(vectors, tasks.weights, strict=True):
-        total.add_(vector, alpha=weight)
-        mean += abs(weight) * float(vector.norm()) / len(tasks)
-    factor = _factor(float(total.norm()), mean)
-    return tasks.linear([factor * weight for weight in tasks.weights])
-
-
-def _factor(length: float, wanted: float) -> float:
-    return wanted / length if length > _NOTHING_LEFT * wanted else 0.0
 
 
 def doge(tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context) -> Tensor:
@@ -123,12 +149,7 @@ def _limit(tasks: Tasks, index: int, size: Tensor, params: Mapping[str, Resolved
         return 0.0
     if params["scope"] == "tensor":
         return kth_largest_magnitude(size, kept_count(size.numel(), density))
-    if tasks.context.threshold is None:
-        raise NotBuiltError(
-            f"{tasks.context.name}: doge with scope: global needs a pass over the whole model, which this caller does "
-            "not make; use scope: tensor"
-        )
-    return tasks.context.threshold(source, density)
+    return global_threshold(tasks.context, source, density)
 
 
 def _shifts(tasks: Tasks, divisor: float, steps: int) -> Tensors:

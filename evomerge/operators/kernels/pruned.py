@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from evomerge.operators.kernels.combine import Sparsify, elected, l1_factor, l1_factors, summed
+from evomerge.operators.kernels.combine import elected, l1_factor, l1_factors, summed
 from evomerge.operators.kernels.context import Context
 from evomerge.operators.kernels.inputs import (
     Flat,
@@ -22,9 +22,11 @@ from evomerge.operators.kernels.inputs import (
     number,
     numbers,
     result_like,
+    row_length,
 )
 from evomerge.operators.kernels.masks import mask_key, uniform
 from evomerge.operators.kernels.selection import kth_largest_magnitude
+from evomerge.operators.kernels.thinning import Sparsify
 from evomerge.operators.metadata import Resolved
 
 
@@ -114,10 +116,6 @@ def _linear(
     return summed(flat, origin, coefficients, sparsify, out, multiple=row)
 
 
-def _row(tensor: Tensor) -> int:
-    return max(1, tensor.shape[-1]) if tensor.dim() else 1
-
-
 def _banded(
     tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context
 ) -> tuple[list[Flat], Flat, Sparsify, int]:
@@ -126,7 +124,7 @@ def _banded(
     origin = flatten_base(base, tensors[0], context)
     densities, tops = numbers(params, "density"), numbers(params, "top")
     by_row = params["scope"] == "row"
-    row = _row(tensors[0]) if by_row else 1
+    row = row_length(tensors[0]) if by_row else 1
     limits: dict[int, tuple[float, float]] = {}
 
     def keep(index: int, delta: Tensor, start: int) -> Tensor:  # noqa: ARG001  same form as a random drop
@@ -167,7 +165,7 @@ def _by_chance(
     densities, windows = numbers(params, "density"), numbers(params, "epsilon")
     order = active(context, numbers(params, "weight"), densities)
     keys = {index: mask_key(context.seed, context.name, context.source_ids[index]) for index in order}
-    row, inverse = _row(tensors[0]), params["rescale"] == "inv_keep"
+    row, inverse = row_length(tensors[0]), params["rescale"] == "inv_keep"
 
     def drop(index: int, delta: Tensor, start: int) -> Tensor:
         if densities[index] >= 1:

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evomerge.operators.kernels import cpu
 from evomerge.operators.kernels.inputs import RUN, Flat, TaskVector, Vector, spans
 from evomerge.operators.kernels.scratch import Scratch
 
@@ -105,15 +106,15 @@ def kth_largest_magnitude(values: Tensor | Vector, k: int) -> float:
     vector = Flat(values) if isinstance(values, Tensor) else values
     if not 1 <= k <= vector.numel():
         raise ValueError(f"k must be a rank from 1 to {vector.numel()}, the number of entries, got {k}")
-    parts = list(spans(vector.numel(), vector.device))
     if vector.numel() <= _SMALL:
         return _ranked(vector[:].abs(), k)
     if vector.device.type == "cpu":
         bracket = Bracket(vector, k)
-        for start, stop in parts:
-            bracket.count(vector[start:stop].abs())
+        tuned, origin = (vector, None) if isinstance(vector, Flat) else (vector.tuned, vector.base)
+        _count({0: bracket}, {0: tuned}, origin)
         if (found := bracket.kth_largest()) is not None:
             return found
+    parts = list(spans(vector.numel(), vector.device))
     return _by_histograms(lambda: (vector[start:stop] for start, stop in parts), k)
 
 
@@ -136,11 +137,7 @@ def task_thresholds(tuned: Mapping[int, Flat], origin: Flat, densities: Mapping[
     found: dict[int, float | None] = {}
     if numel > _SMALL and origin.device.type == "cpu":
         brackets = {index: Bracket(vectors[index], rank) for index, rank in ranks.items()}
-        scratch = Scratch(origin.device)
-        for span in scratch.over(spans(numel, origin.device)):
-            root = origin.read(span, scratch)
-            for index, bracket in brackets.items():
-                bracket.count(tuned[index].minus(root, span, scratch).abs_())
+        _count(brackets, tuned, origin)
         found = {index: bracket.kth_largest() for index, bracket in brackets.items()}
     limits = {}
     for index, rank in ranks.items():
@@ -171,15 +168,26 @@ class Bracket:
         self._inside = 0
         self._values: list[NDArray[np.float32]] = []
 
+    @property
+    def bounds(self) -> tuple[np.float32, np.float32]:
+        """Its lower and its upper end."""
+        return self._low, self._high
+
     def count(self, magnitudes: Tensor) -> None:
         """Take in one span: float32 >= 0, on a CPU."""
         sizes = magnitudes.numpy()
         above = sizes > self._high
-        self._above += int(np.count_nonzero(above))
-        inside = np.bitwise_xor(above, sizes >= self._low, out=above)
-        self._inside += int(np.count_nonzero(inside))
-        if self._low < self._high and self._inside <= self._room:
-            self._values.append(sizes[inside])
+        inside = (sizes >= self._low) ^ above
+        count = int(np.count_nonzero(inside))
+        fits = self._low < self._high and self._inside + count <= self._room
+        self.add(int(np.count_nonzero(above)), count, sizes[inside] if fits else None)
+
+    def add(self, above: int, inside: int, values: NDArray[np.float32] | None) -> None:
+        """Take in how many entries are above it and how many inside, and those; None where they are too many."""
+        self._above += above
+        self._inside += inside
+        if values is not None:
+            self._values.append(values)
 
     def kth_largest(self) -> float | None:
         """Return the k-th largest magnitude, or None where it is not in the bracket, or the bracket holds too many."""
@@ -189,6 +197,22 @@ class Bracket:
         if self._low == self._high:
             return float(self._low)
         return None if self._inside > self._room else _ranked(torch.from_numpy(np.concatenate(self._values)), rank)
+
+
+def _count(brackets: Mapping[int, Bracket], tuned: Mapping[int, Flat], origin: Flat | None) -> None:
+    """Have brackets take in all magnitudes of their vectors, or with `origin` of their task vectors."""
+    vectors = [tuned[index] for index in brackets]
+    if cpu.takes(*(vector.stored for vector in vectors), *(() if origin is None else (origin.stored,))):
+        bounds = np.array([bracket.bounds for bracket in brackets.values()], np.float32)
+        for bracket, found in zip(brackets.values(), cpu.magnitudes_within(origin, vectors, bounds), strict=True):
+            bracket.add(*found)
+        return
+    scratch = Scratch(vectors[0].device)
+    for span in scratch.over(spans(vectors[0].numel(), vectors[0].device)):
+        root = None if origin is None else origin.read(span, scratch)
+        for vector, bracket in zip(vectors, brackets.values(), strict=True):
+            values = vector.read(span, scratch) if root is None else vector.minus(root, span, scratch)
+            bracket.count(values.abs())
 
 
 def _ranked(sizes: Tensor, k: int) -> float:
@@ -241,12 +265,6 @@ def _counts(tensors: Iterable[Tensor]) -> Tensor:
     for tensor in tensors:
         counts += magnitude_histogram(tensor).cpu()
     return counts
-
-
-def trim(values: Tensor, limit: float) -> Tensor:
-    """Set to 0 in place what is smaller than the magnitude `limit` (a float32, >= 0), and return `values`."""
-    # Kept is what lies beyond the float before; hardshrink is one vectorised pass, a mask is several times slower.
-    return torch.hardshrink(values, float(np.nextafter(np.float32(limit), np.float32(0.0))), out=values)
 
 
 def row_thresholds(matrix: Tensor, density: float) -> Tensor:

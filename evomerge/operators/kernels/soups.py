@@ -86,7 +86,7 @@ def model_stock(
 def _products(tasks: Tasks) -> Tensor:
     """Return the inner products of the task vectors: float64 of shape (N, N)."""
     products = torch.zeros(tasks.count, tasks.count, dtype=torch.float64)
-    for _, _, deltas in tasks.parts():
+    for deltas in tasks.deltas():
         exact = [delta.double() for delta in deltas]
         for row, first in enumerate(exact):
             for column in range(row + 1):

@@ -10,21 +10,23 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from evomerge.errors import NotBuiltError
-from evomerge.operators.kernels.combine import Sparsify, elected, l1_factors, summed
+from evomerge.operators.kernels.combine import elected, l1_factors, summed
 from evomerge.operators.kernels.context import Context, Tensors
 from evomerge.operators.kernels.inputs import (
     Flat,
     active,
     flatten,
     flatten_base,
+    global_threshold,
     normalized,
     number,
     numbers,
     result_like,
+    row_length,
 )
-from evomerge.operators.kernels.masks import drop_entries, mask_key
-from evomerge.operators.kernels.selection import row_thresholds, task_thresholds, trim
+from evomerge.operators.kernels.masks import mask_key
+from evomerge.operators.kernels.selection import row_thresholds, task_thresholds
+from evomerge.operators.kernels.thinning import Drop, Sparsify, Trim
 from evomerge.operators.metadata import Resolved
 
 
@@ -45,21 +47,20 @@ def ties(tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Re
     origin = flatten_base(base, tensors[0], context)
     weights, densities = numbers(params, "weight"), numbers(params, "density")
     order = active(context, weights, densities)
-    row = max(1, tensors[0].shape[-1]) if params["scope"] == "row" and tensors[0].dim() else 1
+    row = row_length(tensors[0]) if params["scope"] == "row" else 1
     trimmed = {index: densities[index] for index in order if densities[index] < 1}
     limits = {} if params["scope"] == "row" else _limits(flat, origin, trimmed, str(params["scope"]), context)
 
-    def keep_large(index: int, delta: Tensor, start: int) -> Tensor:  # noqa: ARG001  same form as a random drop
+    def trim_rows(index: int, delta: Tensor, start: int) -> Tensor:  # noqa: ARG001  as every `Sparsify`
         if densities[index] >= 1:
             return delta
-        if params["scope"] == "row":
-            matrix = delta.view(-1, row)
-            return matrix.mul_(matrix.abs() >= row_thresholds(matrix, densities[index])).view(-1)
-        return trim(delta, limits[index])
+        matrix = delta.view(-1, row)
+        return matrix.mul_(matrix.abs() >= row_thresholds(matrix, densities[index])).view(-1)
 
+    trim = trim_rows if params["scope"] == "row" else Trim(limits)
     out = result_like(tensors[0], context)
-    factors = l1_factors(flat, origin, params, order, keep_large, multiple=row)
-    return elected(flat, origin, params, order, keep_large, out, factors=factors, multiple=row).view(tensors[0].shape)
+    factors = l1_factors(flat, origin, params, order, trim, multiple=row)
+    return elected(flat, origin, params, order, trim, out, factors=factors, multiple=row).view(tensors[0].shape)
 
 
 def _limits(
@@ -67,13 +68,7 @@ def _limits(
 ) -> dict[int, float]:
     """Return the magnitudes from which an entry of a task vector is kept."""
     if scope == "global":
-        if context.threshold is None:
-            raise NotBuiltError(
-                f"{context.name}: ties with scope: global needs a pass over the whole model, which this "
-                "caller does not make; use scope: tensor or row"
-            )
-        return {index: context.threshold(index, density) for index, density in densities.items()}
-
+        return {index: global_threshold(context, index, density) for index, density in densities.items()}
     if not densities:
         return {}
 
@@ -133,15 +128,10 @@ def _dropping(
     order: Sequence[int],
     context: Context,
 ) -> tuple[Sparsify, dict[int, float]]:
-    """Return the function that drops entries of a span at random, and each source's factor for the rest."""
+    """Return what drops entries at random, and each source's factor for the rest."""
     densities = numbers(params, "density")
     keys = {index: mask_key(context.seed, context.name, context.source_ids[index]) for index in order}
-
-    def drop(index: int, delta: Tensor, start: int) -> Tensor:
-        if densities[index] >= 1:
-            return delta
-        return drop_entries(delta, keys[index], densities[index], offset=start)
-
+    drop = Drop(keys, {index: densities[index] for index in order})
     if params["rescale"] == "inv_keep":
         return drop, {index: 1.0 / densities[index] for index in order}
     return drop, l1_factors(flat, origin, params, order, drop) or dict.fromkeys(order, 1.0)

@@ -7,13 +7,14 @@ Legend: θ_0 base, τ_i task vector (m, n), w_i weight, λ scale, N sources, U_i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from evomerge.operators.kernels.context import Context, Tensors
 from evomerge.operators.kernels.inputs import normalized, number, numbers
+from evomerge.operators.kernels.masks import drop_entries, mask_key
 from evomerge.operators.kernels.matrices import Svd, Tasks, factored_svd, polar, rounded, svd
 from evomerge.operators.kernels.selection import kept_count, kth_largest_magnitude
 from evomerge.operators.kernels.votes import Votes
@@ -119,7 +120,8 @@ def _isotropic(tasks: Tasks, params: Mapping[str, Resolved], common: float) -> T
     if any(weight != first for weight in tasks.weights):
         return tasks.result(_flat_spectrum(tasks, tasks.weights, common)[0] * scale)
     ones = [1.0] * len(tasks)
-    (flat,) = tasks.context.kept(tasks.of_all(f"isotropic {common}"), lambda: _flat_spectrum(tasks, ones, common))
+    keep = tasks.context.filed if common == 1 else tasks.context.kept
+    (flat,) = keep(tasks.of_all(f"isotropic {common}"), lambda: _flat_spectrum(tasks, ones, common))
     return tasks.result(flat * (scale * first))
 
 
@@ -215,15 +217,66 @@ def knots(tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, R
     if params["inner"] == "linear":
         weights = normalized(tasks.weights) if params["normalize"] else tasks.weights
         return tasks.linear([scale * weight for weight in weights])
-    shared, *aligned = tasks.context.kept(tasks.of_all("knots"), lambda: _aligned(tasks))
+    densities = numbers(params, "density")
+
+    def trimmed(index: int, own: Tensor) -> Tensor:
+        limit = kth_largest_magnitude(own, kept_count(own.numel(), densities[tasks.indices[index]]))
+        return own.masked_fill(own.abs() < limit, 0.0)
+
+    return _merged_aligned(tasks, params, trimmed, elects=True)
+
+
+def knots_dare(
+    tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, Resolved], context: Context
+) -> Tensor:
+    """Return θ_0 + λ U·merge(factor_i b_i ⊙ Uᵀτ_i), KnOTS with DARE: entries of the aligned parts dropped at random.
+
+    Stoica et al. 2025, KnOTS, arXiv:2410.19735, with the drop of Yu et al. 2024, DARE, arXiv:2311.03099:
+    b_i ~ Bernoulli(ρ_i) over the entries of Uᵀτ_i, row by row, and the factor is 1/ρ_i (`inv_keep`),
+    ‖Uᵀτ_i‖₁/‖b_i ⊙ Uᵀτ_i‖₁ (`l1`) or 1 (`none`). What is left is summed (`inner: linear`), or a sign is elected
+    (`ties`). A direction's sign is arbitrary and changes nothing. Tensors that are no matrices lose no entries.
+
+    Raises:
+        SourceError: for a missing base, or tensors that do not fit each other.
+    """
+    tasks = Tasks(tensors, base, params, context)
+    if number(params, "scale") == 0 or not tasks.are_matrices():
+        return tasks.others(number(params, "scale"))
+    densities, rescale = numbers(params, "density"), params["rescale"]
+
+    def dropped(index: int, own: Tensor) -> Tensor:
+        density = densities[tasks.indices[index]]
+        if density >= 1:
+            return own.clone()
+        key = mask_key(context.seed, context.name, tasks.ids[index])
+        left = drop_entries(own.flatten().clone(), key, density).view(own.shape)
+        if rescale == "inv_keep":
+            return left.div_(density)
+        size = float(left.abs().sum(dtype=torch.float64)) if rescale == "l1" else 0.0
+        return left.mul_(float(own.abs().sum(dtype=torch.float64)) / size) if size > 0 else left
+
+    return _merged_aligned(tasks, params, dropped, elects=params["inner"] == "ties")
+
+
+def _merged_aligned(
+    tasks: Tasks, params: Mapping[str, Resolved], thin: Callable[[int, Tensor], Tensor], *, elects: bool
+) -> Tensor:
+    """Return θ_0 + λ U·merge(thin(Uᵀτ_i)); `thin` gives new tensors."""
+    shared, *aligned = tasks.context.filed(tasks.of_all("knots"), lambda: _aligned(tasks))
     if shared.shape[1] == 0:
         return tasks.others(0.0)
-    densities = numbers(params, "density")
-    votes = Votes(mean=bool(params["normalize"]))
-    for index, own in enumerate(aligned):
-        limit = kth_largest_magnitude(own, kept_count(own.numel(), densities[tasks.indices[index]]))
-        votes.add(own.masked_fill(own.abs() < limit, 0.0), tasks.weights[index])
-    return tasks.result(shared @ votes.merge(str(params["zero_sign"])) * scale)
+    scale, mean = number(params, "scale"), bool(params["normalize"])
+    if elects:
+        votes = Votes(mean=mean)
+        for index, own in enumerate(aligned):
+            votes.add(thin(index, own), tasks.weights[index])
+        merged = votes.merge(str(params["zero_sign"]))
+    else:
+        weights = normalized(tasks.weights) if mean else tasks.weights
+        merged = torch.zeros_like(aligned[0])
+        for index, own in enumerate(aligned):
+            merged.add_(thin(index, own), alpha=weights[index])
+    return tasks.result(shared @ merged * scale)
 
 
 def _aligned(tasks: Tasks) -> Tensors:

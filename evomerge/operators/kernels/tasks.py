@@ -11,8 +11,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from evomerge.operators.kernels.combine import summed
 from evomerge.operators.kernels.context import Context
-from evomerge.operators.kernels.inputs import active, flatten, flatten_base, result_like, spans
+from evomerge.operators.kernels.inputs import active, flatten, flatten_base, result_like, row_length, spans
+from evomerge.operators.kernels.thinning import Whole
 
 Blend = Callable[[list[Tensor], int], Tensor]
 """(spans of the τ_i that may be overwritten, where they start) to the span of the merged task vector."""
@@ -49,14 +51,19 @@ class Tasks:
         return len(self._chosen)
 
     @property
+    def order(self) -> list[int]:
+        """Which of the sources they are of."""
+        return self._order
+
+    @property
     def numel(self) -> int:
         """Elements of each."""
         return self._origin.numel()
 
     @property
     def row(self) -> int:
-        """Elements of the last dimension; 1 for a scalar or an empty row."""
-        return max(1, self._like.shape[-1]) if self._like.dim() else 1
+        """Elements of a row."""
+        return row_length(self._like)
 
     def ordered(self, values: Sequence[_Value]) -> list[_Value]:
         """Return a parameter's values in the order of the task vectors."""
@@ -79,6 +86,11 @@ class Tasks:
             root = self._origin[start:stop]
             yield start, root, [flat[start:stop] - root for flat in self._chosen]
 
+    def deltas(self) -> Iterator[list[Tensor]]:
+        """Yield spans of the τ_i, which may be overwritten."""
+        for _, _, deltas in self.parts():
+            yield deltas
+
     def merge(self, blend: Blend, multiple: int = 1) -> Tensor:
         """Return θ_0 plus what `blend` makes of the task vectors, span by span."""
         out = result_like(self._like, self._context)
@@ -88,10 +100,7 @@ class Tasks:
 
     def base(self) -> Tensor:
         """Return a copy of θ_0 in the result's dtype, bit by bit where that is its own."""
-        out = result_like(self._like, self._context)
-        for start, stop in spans(self.numel, self._origin.device):
-            out[start:stop] = self._origin[start:stop]
-        return out.view(self._like.shape)
+        return summed((), self._origin, {}, Whole(), result_like(self._like, self._context)).view(self._like.shape)
 
     def kept(self, what: str, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """Return what depends on all sources and the base alone; see `Context.kept`."""
@@ -102,7 +111,7 @@ class Tasks:
 
         def make() -> tuple[Tensor, ...]:
             sums = torch.zeros(self.count, dtype=torch.float64)
-            for _, _, deltas in self.parts():
+            for deltas in self.deltas():
                 for place, delta in enumerate(deltas):
                     sizes = delta.double().abs_()
                     sums[place] += ordered_sum(sizes if power == 1 else sizes.square_())

@@ -9,18 +9,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from evomerge.operators.kernels.combine import summed
 from evomerge.operators.kernels.context import Context
-from evomerge.operators.kernels.inputs import (
-    active,
-    flatten,
-    flatten_base,
-    normalized,
-    number,
-    numbers,
-    result_like,
-    spans,
-)
-from evomerge.operators.kernels.scratch import Scratch, accumulate
+from evomerge.operators.kernels.inputs import active, flatten, flatten_base, normalized, number, numbers, result_like
+from evomerge.operators.kernels.thinning import Whole
 from evomerge.operators.metadata import Resolved
 
 
@@ -47,14 +39,8 @@ def linear(
     out = result_like(tensors[0], context)
     if not order:
         return out.zero_().view(tensors[0].shape)
-    scratch = Scratch(out.device)
-    first, *rest = order
-    for span in scratch.over(spans(out.numel(), out.device)):
-        total = accumulate(None, flat[first].read(span, scratch), weights[first], scratch)
-        for index in rest:
-            total = accumulate(total, flat[index].read(span, scratch), weights[index], scratch)
-        out[span] = total
-    return out.view(tensors[0].shape)
+    coefficients = {index: weights[index] for index in order}
+    return summed(flat, None, coefficients, Whole(), out).view(tensors[0].shape)
 
 
 def task_arithmetic(
@@ -75,13 +61,5 @@ def task_arithmetic(
     scale = number(params, "scale")
     factors = [scale * weight for weight in weights]
     order = active(context, factors)
-    out = result_like(tensors[0], context)
-    scratch = Scratch(out.device)
-    for span in scratch.over(spans(out.numel(), out.device)):
-        root = origin.read(span, scratch)
-        total: Tensor | None = None
-        for index in order:
-            # τ_i first: adding θ_i and subtracting Σ w_i θ_0 afterwards would cancel badly.
-            total = accumulate(total, flat[index].minus(root, span, scratch), factors[index], scratch)
-        out[span] = root if total is None else total.add_(root)
-    return out.view(tensors[0].shape)
+    coefficients = {index: factors[index] for index in order}
+    return summed(flat, origin, coefficients, Whole(), result_like(tensors[0], context)).view(tensors[0].shape)

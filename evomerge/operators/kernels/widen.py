@@ -68,7 +68,7 @@ def widen(tensors: Sequence[Tensor], base: Tensor | None, params: Mapping[str, R
 
 def _entry_moves(tasks: Tasks) -> Tensor:
     """Return |τ_i| of a vector: float64 of shape (1, N, entries)."""
-    whole = [torch.stack(deltas).abs_() for _, _, deltas in tasks.parts()]
+    whole = [torch.stack(deltas).abs_() for deltas in tasks.deltas()]
     return torch.cat([torch.zeros(tasks.count, 0), *(part.cpu() for part in whole)], dim=1).double().unsqueeze(0)
 
 

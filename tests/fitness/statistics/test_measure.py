@@ -20,9 +20,15 @@ from evomerge.fitness.statistics import Calibration, MeasureConfig, encode, meas
 from evomerge.fitness.statistics.fisher import draw_labels
 from evomerge.seeds import generator
 from evomerge.testing.checkpoints import write_tiny_llama
+from tests.merging.architectures import write_model
 
 ON_CPU = MeasureConfig(device="cpu")
 OF_TEXT = MeasureConfig(device="cpu", labels="text")
+EXPERTS = {
+    "mixtral": {"down_proj": ["w2"], "gate_up_proj": ["w1", "w3"]},
+    "qwen3_moe": {"down_proj": ["down_proj"], "gate_up_proj": ["gate_proj", "up_proj"]},
+}
+"""What transformers stacks, and for each the parts of an expert as it is stored."""
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +264,35 @@ def test_a_model_that_transformers_names_otherwise_is_refused(tmp_path: Path, ca
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(SourceError, match="names its weights differently"):
         measure(open_checkpoint(folder), tmp_path / "out", calibration, ["fisher"], ON_CPU)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_experts_that_transformers_keeps_as_one_are_measured_one_by_one(
+    tmp_path: Path, calibration: Calibration, kind: str
+) -> None:
+    source = open_checkpoint(write_model(tmp_path / kind, kind, seed=0))
+    (fisher, gram) = measure(source, tmp_path / "out", calibration, ["fisher", "gram"], OF_TEXT)
+    found = StatisticFile(fisher.path)
+    found.check(source)
+    assert set(found.names()) == set(source.names())
+    assert not [name for name in StatisticFile(gram.path).names() if "experts" in name]
+
+    from transformers import AutoModelForCausalLM
+
+    # Products of groups of matrices, which it takes otherwise, know no float64.
+    oracle = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float64, experts_implementation="eager")
+    labels = [torch.tensor(one[1:]) for one in calibration.examples]
+    expected = squared_gradients(oracle, calibration, labels)
+    stacked = [name for name in expected if "experts" in name]
+    assert stacked
+    for place in stacked:
+        layer, _, which = place.partition(".experts.")
+        if kind == "mixtral":
+            layer = layer.replace("mlp", "block_sparse_moe")
+        for expert, exact in enumerate(expected[place]):
+            parts = [found.tensor(f"{layer}.experts.{expert}.{part}.weight") for part in EXPERTS[kind][which]]
+            measured = torch.cat([part for part in parts if part is not None]).double()
+            torch.testing.assert_close(measured, exact, rtol=1e-3, atol=1e-6 * float(expected[place].max()))
 
 
 def test_gpt2_layers_are_measured_by_their_inputs(tmp_path: Path) -> None:
