@@ -30,12 +30,8 @@ drained=no
 # shellcheck disable=SC2329 # called by the trap
 drain() {
   drained=yes
-  # The batch script runs on the first machine, where the coordinator is.
-  if coordinator=$(grep -o '"pid": [0-9]*' "$run/coordinator.json" 2>/dev/null | grep -o '[0-9]*'); then
-    kill -TERM "$coordinator"
-  else
-    kill -TERM "$step" # not started yet: there is nothing to finish
-  fi
+  # Where no coordinator is at work yet, there is nothing to finish.
+  evomerge pause "$run" --no-wait || kill -TERM "$step"
 }
 trap drain USR1
 

@@ -164,6 +164,25 @@ def dotted_path(path: Key) -> str:
     return text
 
 
+def first_difference(one: Any, other: Any, path: tuple[str | int, ...] = ()) -> tuple[str | int, ...] | None:
+    """Return the key path where two plain values first differ, in the first one's order, or None."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for key in [*one, *(key for key in other if key not in one)]:
+            if key not in one or key not in other:
+                return (*path, key)
+            found = first_difference(one[key], other[key], (*path, key))
+            if found is not None:
+                return found
+        return None
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for index, (left, right) in enumerate(zip(one, other, strict=True)):
+            found = first_difference(left, right, (*path, index))
+            if found is not None:
+                return found
+        return None
+    return None if type(one) is type(other) and one == other else path
+
+
 def _kind(value: Any) -> str:
     if value is None:
         return "nothing"

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from evomerge.cli.output import duration
-from evomerge.run.coordinator import DRAINING
+from evomerge.run.observer import DRAINING
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PLAIN_EVERY_S = 10.0
 """Seconds between two lines where the output is not a terminal."""
 
+_ELSEWHERE = (DRAINING, "busy_share")
+"""Figures with a place of their own."""
 _FINISHING = "finishing what is being scored; Ctrl-C again stops at once"
 
 
@@ -112,6 +114,7 @@ def line(run: Run, figures: Mapping[str, float | int | str]) -> str:
         *_scalar_part(run),
         f"front {status['front_size']}",
         f"hypervolume {status['hypervolume']:.4f}",
+        *_busy_part(status, figures),
     ]
     if "generation" in figures:
         parts.insert(2, f"generation {figures['generation']}")
@@ -121,11 +124,17 @@ def line(run: Run, figures: Mapping[str, float | int | str]) -> str:
 
 
 def _scalar_part(run: Run) -> list[str]:
-    history = run.state.archives["search"].history if run.state.archives else ()
-    best = history[-1].best if history else None
+    latest = run.state.archives["search"].latest if run.state.archives else None
+    best = latest.best if latest else None
     rule = run.config.search.scalarize
     word = rule if isinstance(rule, str) else "weighted"
     return [] if best is None or len(run.state.objectives) == 1 else [f"best {word} {best:.3f}"]
+
+
+def _busy_part(status: Mapping[str, Any], figures: Mapping[str, float | int | str]) -> list[str]:
+    """Return how busy the workers are: in this session since they were ready, or else as the journal tells."""
+    share = figures.get("busy_share", status["busy_share"])
+    return [] if share is None else [f"busy {float(share):.0%}"]
 
 
 def panel(run: Run, figures: Mapping[str, float | int | str]) -> RenderableType:
@@ -146,9 +155,12 @@ def panel(run: Run, figures: Mapping[str, float | int | str]) -> RenderableType:
     troubles = [f"{counts[word]} {word}" for word in ("failed", "infeasible") if counts[word]]
     foot = Text.assemble(
         f"front {status['front_size']}   hypervolume {status['hypervolume']:.4f}   running {counts['running']}",
+        *("   " + text for text in _busy_part(status, figures)),
         *(("   " + text, "yellow") for text in troubles),
     )
-    extra = "   ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in figures.items() if key != DRAINING)
+    extra = "   ".join(
+        f"{key.replace('_', ' ')} {_short(value)}" for key, value in figures.items() if key not in _ELSEWHERE
+    )
     parts: list[RenderableType] = [head]
     if budget is not None:
         parts.append(ProgressBar(total=budget, completed=min(counts["done"], budget), width=60))

@@ -38,10 +38,17 @@ def status(path: Path, *, as_json: bool) -> int:
         ("hypervolume", f"{facts['hypervolume']:.5f}"),
         ("front", f"{facts['front_size']} candidates"),
         ("elapsed", duration(facts["elapsed_s"])),
-        ("budget", ", ".join(f"{key} {value:g}" for key, value in facts["budget"].items() if value is not None)),
+        ("budget", _listed(facts["budget"])),
+        ("spent", _listed(facts["spent"])),
     ]
+    if facts["busy_share"] is not None:
+        rows.append(("workers", f"{len(facts['workers'])}, busy {facts['busy_share']:.1%} of the time"))
     print_table(f"Run {facts['run']}", ("", ""), rows, numbers_from=2)
     return 0
+
+
+def _listed(amounts: dict[str, float | None]) -> str:
+    return ", ".join(f"{key} {value:g}" for key, value in amounts.items() if value is not None)
 
 
 @click.command()

@@ -13,6 +13,14 @@ from evomerge.cli.output import INTERRUPTED
 _set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one key of the search file."
 )
+_mirror_option = click.option(
+    "--mirror", metavar="URL", help="Copy the run there all the time (s3://bucket/prefix); fetch it from there first."
+)
+_metrics_option = click.option(
+    "--metrics",
+    metavar="[HOST:]PORT",
+    help="Serve /metrics for Prometheus, on 127.0.0.1; another HOST needs EVOMERGE_METRICS_TOKEN.",
+)
 _plain_option = click.option("--plain", is_flag=True, help="Plain lines instead of the live view.")
 
 
@@ -38,35 +46,60 @@ def demo(out: Path | None, write_config: Path | None, *, plain: bool) -> int:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The run folder, made by this command.")
 @click.option("--resume", "continues", is_flag=True, help="Continue OUT where it is this search's run already.")
 @_set_option
+@_mirror_option
+@_metrics_option
 @_plain_option
-def run(config: Path, out: Path, overrides: tuple[str, ...], *, continues: bool, plain: bool) -> int:
+def run(
+    config: Path,
+    out: Path,
+    overrides: tuple[str, ...],
+    *,
+    continues: bool,
+    mirror: str | None,
+    metrics: str | None,
+    plain: bool,
+) -> int:
     """Start the search of CONFIG."""
     from evomerge.cli.live import LiveView
     from evomerge.run.load import load_config, located
+    from evomerge.run.session import exists, start
     from evomerge.run.session import resume as continue_run
-    from evomerge.run.session import start
 
     resolved = load_config(config, overrides)
     with _resumable(out), located(config), LiveView(out, plain=plain or None) as view:
-        if continues and (out / "config.yaml").exists():
-            result = continue_run(out, config=resolved, observer=view)
+        if continues and exists(out, mirror):
+            result = continue_run(out, config=resolved, observer=view, mirror=mirror, metrics=metrics)
         else:
-            result = start(resolved, out, observer=view)
+            result = start(resolved, out, observer=view, mirror=mirror, metrics=metrics)
     return _say_ending(result.path, result.ending)
 
 
 @click.command()
 @click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
 @_set_option
+@_mirror_option
+@_metrics_option
 @_plain_option
-def resume(path: Path, overrides: tuple[str, ...], *, plain: bool) -> int:
-    """Continue the search in RUN from its journal alone."""
+def resume(path: Path, overrides: tuple[str, ...], *, mirror: str | None, metrics: str | None, plain: bool) -> int:
+    """Continue the search in RUN from its journal alone, or from its mirror."""
     from evomerge.cli.live import LiveView
     from evomerge.run.session import resume as continue_run
 
     with _resumable(path), LiveView(path, plain=plain or None) as view:
-        result = continue_run(path, overrides, observer=view)
+        result = continue_run(path, overrides, observer=view, mirror=mirror, metrics=metrics)
     return _say_ending(result.path, result.ending)
+
+
+@click.command()
+@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--mirror", required=True, metavar="URL", help="Where the run is copied to.")
+def fetch(path: Path, mirror: str) -> int:
+    """Fetch a run from its mirror to look at it or export it, without continuing it."""
+    from evomerge.run.mirror import fetch as fetch_run
+
+    lines = fetch_run(mirror, path)
+    click.echo(f"{path}: {lines} new lines of the journal; look with: evomerge status {path}", err=True)
+    return 0
 
 
 @contextmanager
@@ -90,7 +123,7 @@ def _say_ending(path: Path, ending: str) -> int:
 
     found = load_run(path)
     best = found.best()
-    click.echo(f"finished: {found.state.reason}", err=True)
+    click.echo(f"{ending}: {found.state.reason}", err=True)
     if best is None:
         click.echo("no feasible candidate was found", err=True)
         return 0

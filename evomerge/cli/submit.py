@@ -31,13 +31,21 @@ _OUR_CODES = (1, 2, 3, INTERRUPTED)
     type=click.Path(path_type=Path),
     help="The run folder, on storage that the cluster's machines share (left out: runs/NAME, from here).",
 )
+@click.option("--mirror", metavar="URL", help="Copy the run there all the time; then --out need not be shared.")
 @click.option("--follow", is_flag=True, help="Print the job's log until it ends, and exit with its code.")
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one key of the search file."
 )
 @json_option
 def submit(
-    config: Path, address: str, out: Path | None, overrides: tuple[str, ...], *, follow: bool, as_json: bool
+    config: Path,
+    address: str,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    *,
+    mirror: str | None,
+    follow: bool,
+    as_json: bool,
 ) -> int:
     """Run the search of CONFIG as a Ray Job; again, find it, or continue its run.
 
@@ -50,7 +58,7 @@ def submit(
     resolved = load_config(config, overrides)
     run = (out or Path("runs") / resolved.name).absolute()
     server = JobServer(address)
-    job, what = _submitted(server, run, resolved)
+    job, what = _submitted(server, run, resolved, mirror)
     if follow:
         if not as_json:
             say(f"{what}: {job.id}")
@@ -66,7 +74,7 @@ def submit(
     return _code(job) if follow else 0
 
 
-def _submitted(server: JobServer, run: Path, config: RunConfig) -> tuple[Job, str]:
+def _submitted(server: JobServer, run: Path, config: RunConfig, mirror: str | None) -> tuple[Job, str]:
     """Return the run's job, and whether it was `submitted`, `running`, `continued` or `finished` before."""
     from evomerge.cluster.jobs import fingerprint_of, run_key
     from evomerge.documents import dump_yaml
@@ -86,7 +94,7 @@ def _submitted(server: JobServer, run: Path, config: RunConfig) -> tuple[Job, st
     if last is not None and last.status == "SUCCEEDED" and last.search == fingerprint:
         return last, "finished"
     attempt = 1 if last is None else last.attempt + 1
-    job = server.submit(run, dump_yaml(data), attempt, fingerprint=fingerprint)
+    job = server.submit(run, dump_yaml(data), attempt, fingerprint=fingerprint, mirror=mirror)
     _refuse_another(server, job, fingerprint, run)  # somebody else may have been quicker
     return job, "submitted" if last is None else "continued"
 

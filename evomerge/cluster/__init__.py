@@ -1,5 +1,8 @@
 """Where scoring runs: in this process, or on Ray actors over a cluster."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from evomerge.cluster.config import ExecutorConfig
 from evomerge.cluster.inline import InlineExecutor
 from evomerge.cluster.ray_executor import RayExecutor
@@ -20,8 +23,13 @@ __all__ = [
 ]
 
 
-def create_executor(config: ExecutorConfig, factory: ScorerFactory) -> Executor:
-    """Return the executor that a search file asks for; `factory` builds the scorer inside each worker.
+def create_executor(config: ExecutorConfig, factory: ScorerFactory, visible: Sequence[Path] = ()) -> Executor:
+    """Return the executor that a search file asks for.
+
+    Args:
+        config: of the search file.
+        factory: builds the scorer inside each worker.
+        visible: files and folders that every machine of a cluster must see; their content does not change.
 
     Raises:
         ConfigError: when the Ray cluster that the file names does not answer.
@@ -29,4 +37,4 @@ def create_executor(config: ExecutorConfig, factory: ScorerFactory) -> Executor:
     """
     if config.kind == "inline":
         return InlineExecutor(config, factory)
-    return RayExecutor(config, factory)
+    return RayExecutor(config, factory, visible)

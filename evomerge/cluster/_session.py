@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import logging
 import math
 import os
 import secrets
 import signal
-import socket
-import subprocess
 import sys
 import threading
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from evomerge.cluster._probe import TOKEN_VARIABLES, check_cluster
 from evomerge.cluster.config import ExecutorConfig
 from evomerge.cluster.faults import one_line
 from evomerge.errors import ConfigError, EvaluationError
 
 OBJECT_STORE_BYTES = 100_000_000
 """Only recipes and scores pass through Ray: a small store does, and fits the small /dev/shm of a container."""
-CONNECT_TIMEOUT_S = 5.0
-"""How long a port may take to accept a connection."""
-PROBE_TIMEOUT_S = 20.0
-"""How long a cluster may take to answer, with the start of Python; Ray itself would go on trying for minutes."""
+RECONNECT_S = 7 * 86400
+"""How long Ray may look for a head that is gone: it would end this process after a minute; we say so and stop."""
+SHUTDOWN_S = 15.0
+"""How long leaving a cluster that is gone may take."""
 
 
 class Session:
@@ -34,44 +35,36 @@ class Session:
         config: the address, and what the workers need.
 
     Raises:
-        ConfigError: when no cluster answers at the address.
+        ConfigError: when no cluster answers at the address, or it cannot be joined.
         EvaluationError: when no local cluster can be started.
     """
 
     def __init__(self, config: ExecutorConfig) -> None:
         _quiet_environment()
-        import ray
-
         self.place = "the local Ray cluster" if config.address is None else f"the Ray cluster at {config.address}"
-        self._connected_here = not ray.is_initialized()
+        self._connected_here = not _connected()
+        self.own = self._connected_here and config.address is None
+        """Whether the cluster was started for this executor alone."""
         if not self._connected_here:
             return
         if config.address is None:
             _start_local(config)
         else:
+            check_cluster(config.address)  # before Ray is imported: it reads the environment then
             _join(config.address)
 
-    def close(self) -> None:
-        """Disconnect; a cluster that we started ends."""
+    def close(self, *, gone: bool = False) -> None:
+        """Disconnect; a cluster that we started ends. `gone`: the cluster does not answer any more."""
         if self._connected_here:
             self._connected_here = False
-            import ray
-
             with _sigterm_kept():
-                ray.shutdown()
+                _leave(gone=gone)
 
 
-def worker_environment(config: ExecutorConfig) -> dict[str, str]:
-    """Return the environment variables of a worker process."""
-    variables = {
-        # Without it every worker starts as many threads as the machine has cores.
-        "OMP_NUM_THREADS": str(max(1, math.floor(config.cpus_per_worker))),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if config.gpus_per_worker == 0:
-        # Ray hides no GPU from a worker that asked for none (ray#54868).
-        variables["CUDA_VISIBLE_DEVICES"] = ""
-    return variables
+def _connected() -> bool:
+    """Tell whether this process is connected to a cluster."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def _quiet_environment() -> None:
@@ -79,6 +72,31 @@ def _quiet_environment() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray prints a paragraph for every worker that dies, even with log_to_driver=False; we report those.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(RECONNECT_S))
+
+
+def _leave(*, gone: bool) -> None:
+    """Disconnect. Where the head has stopped, Ray waits for it for ever: then the process ends without Ray."""
+    import ray
+
+    if not gone:
+        ray.shutdown()
+        return
+    thread = threading.Thread(target=ray.shutdown, daemon=True)
+    thread.start()
+    thread.join(SHUTDOWN_S)
+    if thread.is_alive():
+        atexit.unregister(ray.shutdown)
+        atexit.register(_end)
+
+
+def _end() -> None:
+    """End a process that failed because its cluster is gone: Ray's threads would crash it on its way out."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(1)
 
 
 def _options() -> dict[str, Any]:
@@ -91,7 +109,7 @@ def _start_local(config: ExecutorConfig) -> None:
     # Any program of this machine can reach the cluster and would run code in it, so Ray asks for a token, unless
     # RAY_AUTH_MODE says otherwise. It would write that token to the home folder; one that lives in the environment
     # of our own processes is enough.
-    if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
+    if not any(os.environ.get(name) for name in TOKEN_VARIABLES):
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         with _sigterm_kept(), _loopback_only():
@@ -113,7 +131,6 @@ def _start_local(config: ExecutorConfig) -> None:
 def _join(address: str) -> None:
     import ray
 
-    _probe(address)
     try:
         with _sigterm_kept():
             ray.init(address=address, **_options())
@@ -121,39 +138,6 @@ def _join(address: str) -> None:
         raise ConfigError(
             f"executor.address: the Ray cluster at {address!r} cannot be joined: {one_line(str(error))}"
         ) from error
-
-
-def _probe(address: str) -> None:
-    """Refuse an address where no cluster answers; Ray would go on trying, and then end the process."""
-    if not (_port_open(address) and _healthy(address)):
-        raise ConfigError(
-            f"executor.address: no Ray cluster answers at {address!r}; start one with `ray start --head`, "
-            "correct the address, or leave it out for a local cluster"
-        )
-
-
-def _port_open(address: str) -> bool:
-    """Tell at once whether anything listens at `host:port`; `auto` is left to Ray."""
-    if address == "auto":
-        return True
-    host, port = address.rsplit(":", 1)
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S):
-            return True
-    except (OSError, OverflowError):
-        return False
-
-
-def _healthy(address: str) -> bool:
-    """Ask for a sign of life, in a process of its own that can be given up."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check"]
-    if address != "auto":
-        command += ["--address", address]
-    try:
-        answer = subprocess.run(command, capture_output=True, timeout=PROBE_TIMEOUT_S, check=False)  # noqa: S603
-    except subprocess.TimeoutExpired:
-        return False
-    return answer.returncode == 0
 
 
 @contextlib.contextmanager

@@ -26,12 +26,16 @@ class Fault:
     reason: str
     """One line for people."""
     error: str | None
-    """Nearest class of `evomerge.errors`; `None` for an exception that nobody raised on purpose."""
+    """Nearest class of `evomerge.errors`; `None` for an exception that nobody raised on purpose. Out of memory is
+    `WorkerLostError`."""
 
     @classmethod
     def of(cls, error: BaseException) -> Fault:
         """Describe an exception."""
         text = one_line(str(error))
+        if not isinstance(error, EvomergeError) and _out_of_memory(error):
+            # The process may hold what it could not free.
+            return cls(reason=f"out of memory ({text or type(error).__name__})", error=WorkerLostError.__name__)
         if not isinstance(error, EvomergeError):
             text = f"{type(error).__name__}: {text}" if text else type(error).__name__
             return cls(reason=f"{text}{_place(error)}", error=None)
@@ -53,6 +57,14 @@ class Fault:
         kind = getattr(errors, self.error or "", EvaluationError)
         rebuilt = kind(self.reason)
         return rebuilt if isinstance(rebuilt, EvomergeError) else EvaluationError(self.reason)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory ran out, the machine's or a GPU's, wherever in the chain of exceptions."""
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if known or (isinstance(error, RuntimeError) and "out of memory" in str(error)):
+        return True
+    return error.__cause__ is not None and _out_of_memory(error.__cause__)
 
 
 def _place(error: BaseException) -> str:

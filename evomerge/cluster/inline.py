@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 
+from evomerge.cluster._usage import Usage
 from evomerge.cluster.config import ExecutorConfig
 from evomerge.cluster.faults import Fault
 from evomerge.cluster.leases import Lease, Leases
@@ -32,6 +33,7 @@ class InlineExecutor:
         self._factory = factory
         self._scorer: Scorer | None = None
         self._closed = False
+        self._usage = Usage(0.0, time.monotonic())
         self._leases = Leases(
             attempts=config.attempts, quarantine_after=config.quarantine_after, timeout_s=float("inf")
         )
@@ -69,15 +71,29 @@ class InlineExecutor:
         if lease is None:
             return []
         try:
-            return [self._score(scorer, lease)]
+            event = self._score(scorer, lease)
         except BaseException:  # Ctrl-C: the model may be half swapped, so the next job gets a fresh scorer
             self._leases.release(WORKER)
             self._drop_scorer()
             raise
+        return [] if event is None else [event]
+
+    def resize(self, workers: int) -> None:
+        """Accept one worker, which is what there is.
+
+        Raises:
+            StateError: for any other number.
+        """
+        if workers != 1:
+            raise StateError(
+                f"this run scores in the coordinator's own process and has 1 worker, not {workers}; for more, pause "
+                "it and resume it with `--set executor.kind=ray`"
+            )
 
     def status(self) -> dict[str, float | int | str]:
         """Return a few plain figures for people."""
         return {
+            **self._usage.figures(time.monotonic()),
             "workers": 1,
             "workers_ready": int(self._scorer is not None),
             "workers_starting": 0,
@@ -101,10 +117,12 @@ class InlineExecutor:
                 raise
             except Exception as error:
                 raise EvaluationError(f"the scorer could not be built: {Fault.of(error).reason}") from error
+            self._usage.workers(time.monotonic(), ready=1, held=1)
         return self._scorer
 
-    def _score(self, scorer: Scorer, lease: Lease) -> Event:
+    def _score(self, scorer: Scorer, lease: Lease) -> Event | None:
         started = time.perf_counter()
+        self._usage.began(WORKER, time.monotonic())
         try:
             evaluation = lease.job.run(scorer)
         except (Exception, SystemExit) as error:  # noqa: BLE001  whatever scoring raises is the job's result
@@ -114,10 +132,13 @@ class InlineExecutor:
                 self._drop_scorer()
                 return self._leases.lost(WORKER, fault.reason)
             return self._leases.raised(WORKER, fault)
+        finally:
+            self._usage.ended(WORKER, time.monotonic())
         return self._leases.complete(WORKER, evaluation, time.perf_counter() - started)
 
     def _drop_scorer(self) -> None:
         scorer, self._scorer = self._scorer, None
         if scorer is not None:
+            self._usage.workers(time.monotonic(), ready=0, held=0)
             with contextlib.suppress(Exception):  # a scorer that fails to close must not hide what happened before
                 scorer.close()

@@ -76,10 +76,12 @@ def run_key(run: Path) -> str:
     return f"evomerge-{name}-{hashlib.sha256(str(run).encode()).hexdigest()[:10]}"
 
 
-def entrypoint(run: Path) -> str:
+def entrypoint(run: Path, mirror: str | None = None) -> str:
     """Return the command of a job: starts the run, or continues it where it is there already."""
     # `exec`: no shell in between, so that `ray job stop` reaches the coordinator and waits for it.
-    return f"exec evomerge run {SEARCH_FILE} --out {shlex.quote(str(run))} --resume --plain --set executor.address=auto"
+    command = f"exec evomerge run {SEARCH_FILE} --out {shlex.quote(str(run))}"
+    copy = "" if mirror is None else f" --mirror {shlex.quote(mirror)}"
+    return f"{command} --resume --plain --set executor.address=auto{copy}"
 
 
 class JobServer:
@@ -110,7 +112,7 @@ class JobServer:
             found = [job for details in self._client.list_jobs() if (job := _as_job(details, key)) is not None]
         return max(found, key=lambda job: job.attempt, default=None)
 
-    def submit(self, run: Path, search: str, attempt: int, *, fingerprint: str) -> Job:
+    def submit(self, run: Path, search: str, attempt: int, *, fingerprint: str, mirror: str | None = None) -> Job:
         """Submit a search as attempt `attempt` of a run; where somebody else just did, that job is returned.
 
         Args:
@@ -118,13 +120,14 @@ class JobServer:
             search: the resolved search file's text; it travels with the job.
             attempt: from 1.
             fingerprint: kept with the job, to tell whether a later submission is of the same search.
+            mirror: where the run is copied to, and fetched from.
         """
         submission_id = f"{run_key(run)}-{attempt}"
         with TemporaryDirectory() as folder, self._sentences():
             (Path(folder) / SEARCH_FILE).write_text(search, encoding="utf-8")
             try:
                 self._client.submit_job(
-                    entrypoint=entrypoint(run),
+                    entrypoint=entrypoint(run, mirror),
                     submission_id=submission_id,
                     runtime_env={"working_dir": folder, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}},
                     metadata={_METADATA: fingerprint},

@@ -93,8 +93,21 @@ class Executor(Protocol):
         """
         ...
 
+    def resize(self, workers: int) -> None:
+        """Work with so many workers from now on: `capacity` follows at once, surplus workers finish their job first.
+
+        Raises:
+            StateError: when it cannot have so many.
+        """
+        ...
+
     def status(self) -> dict[str, float | int | str]:
-        """Return a few plain figures for people: workers ready, workers starting, jobs retried."""
+        """Return a few plain figures for people.
+
+        Among them `workers`, `workers_ready`, `workers_starting`, `retried`, `busy_share` (0 to 1: seconds that
+        workers scored over seconds that they were ready) and `gpu_seconds` (seconds times GPUs that workers held),
+        both since the executor was created.
+        """
         ...
 
     def close(self) -> None:

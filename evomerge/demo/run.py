@@ -10,9 +10,9 @@ import click
 from evomerge.cli.live import LiveView
 from evomerge.cli.output import INTERRUPTED, print_table, say, with_error
 from evomerge.errors import ConfigError
-from evomerge.run.coordinator import Ending
 from evomerge.run.export import export_checkpoint, score_rows
 from evomerge.run.load import load_config
+from evomerge.run.observer import Ending
 from evomerge.run.session import resume, start
 from evomerge.run.view import Json, Run, load_run
 

@@ -10,7 +10,7 @@ from evomerge.documents import Document
 from evomerge.run.config import RunConfig
 from evomerge.run.load import load_config, resolve_config
 from evomerge.run.problem import Problem, open_problem
-from evomerge.run.session import ExecutorFactory, default_executor, start
+from evomerge.run.session import ExecutorFactory, start
 from evomerge.run.view import Run
 from evomerge.search import Scalarize, SearchConfig
 from evomerge.search.types import Candidate, Outcome, Searcher
@@ -112,7 +112,7 @@ class Search:
         """Return the SHA-256 identity of a candidate's recipe."""
         return self._problem.identity(candidate.recipe)
 
-    def run(self, out: Path | str, *, executor: ExecutorFactory = default_executor) -> Run:
+    def run(self, out: Path | str, *, executor: ExecutorFactory | None = None) -> Run:
         """Run the whole search in a new folder, from its start, and return it for reading.
 
         Raises:

@@ -22,9 +22,15 @@ class BudgetConfig(StrictModel):
     hours: float | None = Field(default=None, gt=0)
     """Wall-clock hours of running coordinators, added up over resumes."""
     gpu_hours: float | None = Field(default=None, gt=0)
-    """Worker hours times GPUs a worker."""
+    """Hours that workers hold GPUs, times their GPUs; starting and idle workers hold them too."""
+    cost: float | None = Field(default=None, gt=0)
+    """GPU-hours times `cost_per_gpu_hour`, in its currency."""
+    cost_per_gpu_hour: float | None = Field(default=None, gt=0)
+    """What a GPU costs an hour; no limit in itself."""
     target: float | None = None
     """Stop as soon as a feasible candidate's scalarised objective reaches this."""
+    plateau: int | None = Field(default=None, ge=1)
+    """Stop after so many evaluations in which neither the best scalarised objective nor the hypervolume grew."""
 
 
 class ReferencesConfig(StrictModel):
@@ -64,8 +70,11 @@ class RunConfig(StrictModel):
 
     @model_validator(mode="after")
     def _gpu_hours_can_pass(self) -> RunConfig:
-        if self.budget.gpu_hours is not None and self.executor.gpus_per_worker == 0:
-            raise ValueError(
-                "budget.gpu_hours never ends this search: executor.gpus_per_worker is 0; give the workers GPUs"
-            )
+        for key in ("gpu_hours", "cost"):
+            if getattr(self.budget, key) is not None and self.executor.gpus_per_worker == 0:
+                raise ValueError(
+                    f"budget.{key} never ends this search: executor.gpus_per_worker is 0; give the workers GPUs"
+                )
+        if self.budget.cost is not None and self.budget.cost_per_gpu_hour is None:
+            raise ValueError("budget.cost is unknown without a price: set budget.cost_per_gpu_hour too")
         return self

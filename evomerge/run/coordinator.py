@@ -1,77 +1,74 @@
 """The coordinator's loop: ask, lease, journal, tell, until the budget is spent.
 
-One process, one thread, one writer. The journal is written before anything that depends on it happens: an `asked`
-line before its candidate is given out, a score file before its `evaluated` line, that line before the searcher hears
-it. Whatever instant the process dies at, a replay of the journal gives back exactly this state.
+One process, one thread, one writer. The journal on disk is always a beginning of what has happened here, and nobody
+outside hears of what is not in it: an `asked` line is on disk before its candidate is given out, a score file before
+its `evaluated` line, that line before anything is shown. So whatever instant the process dies at, a replay of the
+journal gives back a state that this process was in. What comes in at one time shares one fsync (`together`).
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from evomerge.cluster.types import Completed, Executor, Failed, Job
+from evomerge.cluster.types import Event as Settled
 from evomerge.cluster.types import Retried as LostAttempt
-from evomerge.errors import EvaluationError, StateError
-from evomerge.fitness.types import Evaluation, Minibatch, Split
+from evomerge.fitness.types import Minibatch, Split
 from evomerge.recipe import Recipe
 from evomerge.run.budget import Meter
-from evomerge.run.events import Asked, CandidateId, Evaluated, Event, Finished, Paused, Reference, Resumed, Retried
+from evomerge.run.commands import Inbox
+from evomerge.run.events import (
+    Asked,
+    CandidateId,
+    Evaluated,
+    Event,
+    Finished,
+    Paused,
+    Reference,
+    Resumed,
+    Retried,
+    Stopped,
+)
+from evomerge.run.finishing import unvalidated
 from evomerge.run.journal import JournalWriter
-from evomerge.run.outcomes import measured, reused
+from evomerge.run.observer import DRAINING, Ending, Observer, unobserved
+from evomerge.run.open_jobs import FirstFailures, OpenJob, OpenJobs
+from evomerge.run.outcomes import failed, measured, reused
 from evomerge.run.problem import Problem
 from evomerge.run.replay import ReplayState
+from evomerge.run.same_documents import SameDocuments
 from evomerge.run.scores import ScoreStore
-from evomerge.search import Archive, Scalarize, scalarize
+from evomerge.run.steering import Steering
 from evomerge.search.types import Candidate
 from evomerge.seeds import derive
+from evomerge.spaces.types import Genome
 
-Ending = Literal["finished", "paused"]
 POLL_S = 0.5
 """Longest wait for a result before the loop looks at clocks and signals again."""
+LOOK_S = 0.5
+"""Shortest time between two calls of the observer, but for the first."""
+MAX_AT_ONCE = 16
+"""So many candidates at most share one fsync: the first of many should not wait for the last."""
 MAX_REPEATS = 1000
 """So many proposals in a row that were scored before end a search: its space is exhausted."""
-DRAINING = "draining"
-"""The figure that tells observers why the coordinator drains, while it does."""
-MAX_FAILED_STARTS = 3
-"""So many failures before anything was scored end a session: the set-up is broken, not the recipes."""
 
 
-class Observer(Protocol):
-    """Hears, about twice a second, how the coordinator is doing; what is journaled it reads in the journal."""
+@dataclass(frozen=True, slots=True)
+class _Leave:
+    """Why nothing further is begun, and how the session ends."""
 
-    def __call__(self, figures: Mapping[str, float | int | str]) -> None:
-        """Show the figures of searcher and executor; `draining` among them says why no more is begun.
-
-        When a drain begins it is called at once with that figure alone, in the midst of whatever a signal
-        interrupted: it may then write to a descriptor, and should do nothing else.
-        """
-        ...
-
-
-def unobserved(figures: Mapping[str, float | int | str]) -> None:
-    """Show nothing."""
-    del figures
-
-
-@dataclass(slots=True)
-class _Open:
-    """A job that was submitted and is not settled."""
-
-    candidate: CandidateId
-    recipe_id: str
-    split: Split
-    asked: Candidate | None = None
-    """The searched candidate, where it is one and is scored for the search."""
-    followers: list[Candidate] = field(default_factory=list)
-    """Candidates with the same recipe that were asked while it was being scored."""
+    reason: str
+    ending: Ending = "paused"
+    command: str = ""
 
 
 class Coordinator:
-    """Runs one search to its end, or until it is asked to drain.
+    """Runs one search to its end, or until it is asked to drain; people steer it through an inbox.
 
     Args:
         problem: what is searched.
@@ -81,6 +78,7 @@ class Coordinator:
         executor: where scoring runs.
         observer: hears how it goes.
         meter: measures the run against its budget.
+        inbox: what people ask of it; left out: nothing.
     """
 
     def __init__(
@@ -93,33 +91,70 @@ class Coordinator:
         executor: Executor,
         meter: Meter,
         observer: Observer = unobserved,
+        inbox: Inbox | None = None,
     ) -> None:
         self._problem = problem
         self._searcher = replayed.searcher
         self._state = replayed.state
-        self._candidates = replayed.candidates
+        self._unfinished = replayed.open
         self._journal = journal
         self._scores = scores
         self._executor = executor
         self._observer = observer
         self._meter = meter
-        self._open: dict[str, _Open] = {}
+        self._open = OpenJobs()
+        self._outbox: list[Job] | None = None
+        """What is given out as soon as the journal has what happens now."""
+        self._observed_s = float("-inf")
         self._waiting: list[tuple[str, Recipe, str]] = []
         self._repeats = 0
-        self._draining: str | None = None
-        self._documents: dict[Split, Mapping[str, tuple[str, ...]]] = {}
-        self._held: list[tuple[_Open, Failed]] | None = [] if not self._state.worker_seconds else None
+        self._leave: _Leave | None = None
+        self._searching = True
+        self._documents = SameDocuments(problem, replayed.state, scores)
+        self._failures = FirstFailures(waiting=not self._state.worker_seconds)
+
+        self._steering: Steering | None = None
+        if inbox is not None:
+            self._steering = Steering(
+                inbox, self, problem, state=self._state, searcher=self._searcher, executor=executor, meter=meter
+            )
 
     @property
     def is_draining(self) -> bool:
         """Whether `drain` was called."""
-        return self._draining is not None
+        return self._leave is not None
 
-    def drain(self, reason: str) -> None:
-        """Ask for no further candidates, finish what is open, and pause."""
-        if self._draining is None:
-            self._draining = reason
+    def drain(self, reason: str, *, ending: Ending = "paused", command: str = "") -> None:
+        """Ask for no further candidates, finish what is open, and end so; a stop overrides a pause.
+
+        Args:
+            reason: why, for people.
+            ending: `paused` or `stopped`.
+            command: id of the command that asks for it.
+        """
+        first = self._leave is None
+        if self._leave is None or (ending == "stopped" and self._leave.ending != "stopped"):
+            self._leave = _Leave(reason, ending, command)
+        if first:
             self._observer({DRAINING: reason})
+
+    @property
+    def refuses_candidates(self) -> str | None:
+        """Why no candidate can be injected now, or None."""
+        if self._leave is not None:
+            return "the run is being drained and begins nothing new; resume it, then inject the recipe"
+        if not self._searching:
+            return "the search is over and its finalists are being validated; inject the recipe into a new run"
+        if self._meter.evaluations_left(self._state) <= self._open.num_candidates:
+            return "the evaluations that are left are all being scored; raise the budget, then inject the recipe"
+        return None
+
+    def inject(self, genome: Genome, command: str) -> Candidate:
+        """Make a candidate of a genome of the space that a person gave, and have it scored as the others are."""
+        with self._journaling():
+            candidate = self._searcher.adopt(genome)
+            self._ask(candidate, injected=True, command=command)
+        return candidate
 
     def run(self) -> Ending:
         """Run until the budget is spent, the searcher has finished, or `drain` was called.
@@ -129,30 +164,57 @@ class Coordinator:
             EvomergeError: when scoring cannot work at all, for instance because no worker starts.
         """
         if self._journal.events:
-            self._write(Resumed(pid=os.getpid(), host=socket.gethostname(), elapsed_s=self._meter.elapsed_s()))
+            self.write(Resumed(pid=os.getpid(), host=socket.gethostname(), elapsed_s=self._meter.elapsed_s()))
         self._start_references()
         self._submit_references()
-        for number in self._state.open_ids:
-            self._dispatch(self._candidates[number])
+        with self._journaling():
+            for candidate in self._unfinished:
+                self._dispatch(candidate, self._state.asked[candidate.id].recipe_id)
+        if self._steering is not None:
+            self._steering.begin()
         self._repeats = self._trailing_repeats()
         why = self._search()
-        if self._draining is None:
+        self._searching = False
+        if self._leave is None:
             self._validate()
-        if self._draining is not None:
-            self._write(Paused(reason=self._draining, elapsed_s=self._meter.elapsed_s()))
-            return "paused"
-        self._write(Finished(reason=why, elapsed_s=self._meter.elapsed_s()))
-        return "finished"
+        ending = self._end(why)
+        if self._steering is not None:
+            self._steering.end(ending)
+        return ending
 
-    def _write(self, event: Event) -> None:
+    def _end(self, why: str) -> Ending:
+        """Journal how the session ends, and return it."""
+        self._meter.hear(self._executor.status())
+        elapsed_s, gpu_s = self._meter.elapsed_s(), self._meter.gpu_s()
+        leave = self._leave
+        if leave is None:
+            self.write(Finished(reason=why, elapsed_s=elapsed_s, gpu_s=gpu_s))
+            return "finished"
+        event = Stopped if leave.ending == "stopped" else Paused
+        self.write(event(reason=leave.reason, elapsed_s=elapsed_s, gpu_s=gpu_s, command=leave.command))
+        return leave.ending
+
+    def write(self, event: Event) -> None:
         """Journal an event, then let the state know: the order that makes a replay equal to the run."""
         self._state.apply(self._journal.append(event))
+
+    @contextmanager
+    def _journaling(self) -> Iterator[None]:
+        """Journal with one fsync what happens within, then give out the jobs that came of it."""
+        jobs = self._outbox = []
+        try:
+            with self._journal.together(self._scores.sync):
+                yield
+        finally:
+            self._outbox = None
+        for job in jobs:
+            self._executor.submit(job)
 
     def _start_references(self) -> None:
         for name, recipe in self._problem.references().items():
             recipe_id = self._problem.identity(recipe)
             if name not in self._state.references:
-                self._write(Reference(name=name, recipe_id=recipe_id, recipe=recipe.to_mapping()))
+                self.write(Reference(name=name, recipe_id=recipe_id, recipe=recipe.to_mapping()))
             if (name, "search") not in self._state.evaluations:
                 self._waiting.append((name, recipe, recipe_id))
 
@@ -163,7 +225,7 @@ class Coordinator:
 
     def _trailing_repeats(self) -> int:
         """Return how many of the last proposals in a row were repeats, as the journal has it."""
-        waiting = {follower.id for job in self._open.values() for follower in job.followers}
+        waiting = self._open.followers()
         count = 0
         for number in reversed(self._state.asked):
             event = self._state.evaluations.get((number, "search"))
@@ -179,82 +241,102 @@ class Coordinator:
             EvaluationError: when nothing can be scored.
         """
         while True:
-            why = self._meter.spent(self._state) or self._target_reached() or self._searcher.finished
+            why = self._meter.spent(self._state) or self._searcher.finished
             if why is None and self._repeats >= MAX_REPEATS:
                 why = f"the last {MAX_REPEATS} proposals had all been scored before"
-            if self._draining is None:
+            if self._leave is None:
                 self._submit_references()
                 if why is None:
                     self._refill()
-            if not self._open and self._draining is not None:
+            if not self._open and self._leave is not None:
                 return why or "drained"
-            if not self._open and self._held:
-                raise self._hopeless()
+            if not self._open and self._failures:
+                raise self._failures.hopeless()
             if not self._open and why is not None:
                 return why
             self._settle()
 
     def _refill(self) -> None:
         """Ask for as many candidates as can be worked on at once and the budget still allows."""
-        in_search = sum(1 for job in self._open.values() if job.asked is not None)
-        in_search += sum(1 for job, _ in self._held or () if job.asked is not None)
-        room = min(
-            self._executor.capacity - self._executor.open_jobs, self._meter.evaluations_left(self._state) - in_search
-        )
-        if room <= 0:
-            return
-        for _ in range(room):
-            # One by one: a repeat is told at once, before the next is asked for, and the journal says so.
-            asked = self._searcher.ask(1)
-            if not asked:
-                return
-            candidate = asked[0]
-            self._candidates[candidate.id] = candidate
-            self._write(
-                Asked(
-                    candidate=candidate.id,
-                    recipe_id=self._problem.identity(candidate.recipe),
-                    genome=candidate.genome,
-                    parents=candidate.parents,
-                    origin=candidate.origin,
-                )
-            )
-            self._dispatch(candidate)
+        left = self._meter.evaluations_left(self._state) - self._open.num_candidates
+        room = min(self._executor.capacity - self._executor.open_jobs, left)
+        for begun in range(0, room, MAX_AT_ONCE):
+            with self._journaling():
+                for _ in range(min(MAX_AT_ONCE, room - begun)):
+                    # One by one: a repeat is told at once, before the next is asked for, and the journal says so.
+                    asked = self._searcher.ask(1)
+                    if not asked:
+                        return
+                    self._ask(asked[0])
 
-    def _dispatch(self, candidate: Candidate) -> None:
-        """Give a candidate out, or settle it at once where its recipe has been scored before."""
+    def _ask(self, candidate: Candidate, *, injected: bool = False, command: str = "") -> None:
+        """Journal a new candidate and give it out."""
         recipe_id = self._problem.identity(candidate.recipe)
+        self.write(
+            Asked(
+                candidate=candidate.id,
+                recipe_id=recipe_id,
+                genome=candidate.genome,
+                parents=candidate.parents,
+                origin=candidate.origin,
+                injected=injected,
+                command=command,
+            )
+        )
+        self._dispatch(candidate, recipe_id)
+
+    def _dispatch(self, candidate: Candidate, recipe_id: str) -> None:
+        """Give a candidate out, or settle it at once where its recipe has been scored before."""
         known = self._state.reusable(recipe_id, "search")
         if known is not None:
             self._repeats += 1
             self._record(reused(known, candidate.id), candidate)
             return
-        for job in self._open.values():
-            if job.recipe_id == recipe_id and job.split == "search":
-                self._repeats += 1
-                job.followers.append(candidate)
-                return
+        scoring = self._open.of_recipe(recipe_id)
+        if scoring is not None:
+            self._repeats += 1
+            scoring.followers.append(candidate)
+            return
         self._repeats = 0
         self._submit(candidate.id, candidate.recipe, recipe_id, "search", candidate)
 
     def _submit(
         self, who: CandidateId, recipe: Recipe, recipe_id: str, split: Split, asked: Candidate | None = None
     ) -> None:
-        key = f"{who}/{split}"
-        self._open[key] = _Open(candidate=who, recipe_id=recipe_id, split=split, asked=asked)
+        job = OpenJob(candidate=who, recipe_id=recipe_id, split=split, asked=asked)
+        self._open.add(job)
         size = self._problem.config.search.minibatch
         minibatch = None
         if asked is not None and size is not None:
             draw = derive(self._problem.config.search.seed, "minibatch", asked.generation)
             minibatch = Minibatch(documents=size, draw=draw)
-        self._executor.submit(Job(key=key, recipe=recipe, split=split, minibatch=minibatch))
+        work = Job(key=job.key, recipe=recipe, split=split, minibatch=minibatch)
+        if self._outbox is None:
+            self._executor.submit(work)
+        else:
+            self._outbox.append(work)
 
     def _settle(self) -> None:
         """Wait a moment for results, journal them, and let the searcher hear them."""
-        for event in self._executor.wait(POLL_S) if self._open else ():
+        events = self._executor.wait(POLL_S) if self._open else ()
+        with self._journaling():
+            self._take(events)
+        if self._steering is not None:
+            self._steering.look()
+        now = time.monotonic()
+        if now - self._observed_s < LOOK_S:
+            return
+        self._observed_s = now
+        status = self._executor.status()
+        self._meter.hear(status)
+        figures = {**self._searcher.status(), **status, "open": len(self._open)}
+        self._observer(figures if self._leave is None else {**figures, DRAINING: self._leave.reason})
+
+    def _take(self, events: Iterable[Settled]) -> None:
+        for event in events:
             job = self._open[event.job.key]
             if isinstance(event, LostAttempt):
-                self._write(
+                self.write(
                     Retried(
                         candidate=job.candidate,
                         split=job.split,
@@ -264,57 +346,27 @@ class Coordinator:
                     )
                 )
                 continue
-            del self._open[event.job.key]
+            self._open.answered(event.job.key)
             if isinstance(event, Completed):
-                self._settle_held()
-            elif self._held is not None:
-                self._hold(job, event)
+                for earlier, failure in self._failures.release():
+                    self._close(earlier, failure)
+            elif self._failures.keep(job, event):
                 continue
             self._close(job, event)
-        figures = {**self._searcher.status(), **self._executor.status(), "open": len(self._open)}
-        self._observer(figures if self._draining is None else {**figures, DRAINING: self._draining})
 
-    def _close(self, job: _Open, event: Completed | Failed) -> None:
+    def _close(self, job: OpenJob, event: Completed | Failed) -> None:
         """Record the outcome of a job, and of the candidates with the same recipe that waited for it."""
+        self._open.settle(job)
         self._record(self._evaluated(job, event), job.asked)
         for follower in job.followers:
             self._record(reused(self._state.evaluations[job.candidate, "search"], follower.id), follower)
 
-    def _hold(self, job: _Open, event: Failed) -> None:
-        """Keep a failure back while nothing has been scored: it may be the set-up's fault, and would then come again.
-
-        Raises:
-            EvaluationError: when too many failed; none of them is journaled, so a mended set-up scores them again.
-        """
-        if self._held is None:
-            return
-        self._held.append((job, event))
-        if len(self._held) >= MAX_FAILED_STARTS:
-            raise self._hopeless()
-
-    def _hopeless(self) -> EvaluationError:
-        reason = self._held[-1][1].reason if self._held else "no worker answered"
-        return EvaluationError(f"nothing could be scored: {reason}; nothing is lost, mend the cause and resume the run")
-
-    def _settle_held(self) -> None:
-        """Record the failures that were kept back: something was scored, so they are their recipes' own."""
-        held, self._held = self._held, None
-        for job, event in held or ():
-            self._close(job, event)
-
-    def _evaluated(self, job: _Open, event: Completed | Failed) -> Evaluated:
+    def _evaluated(self, job: OpenJob, event: Completed | Failed) -> Evaluated:
         if isinstance(event, Failed):
-            return Evaluated(
-                candidate=job.candidate,
-                recipe_id=job.recipe_id,
-                split=job.split,
-                state="failed",
-                reason=f"{event.kind}: {event.reason}",
-                attempt=event.attempt,
-            )
+            return failed(event, candidate=job.candidate, recipe_id=job.recipe_id)
         if job.asked is None or self._problem.config.search.minibatch is None:
-            self._check_documents(event.evaluation)
-        path = None if event.evaluation.infeasible else self._scores.write(event.evaluation)
+            self._documents.check(event.evaluation)
+        path = None if event.evaluation.infeasible else self._scores.write(event.evaluation, synced=False)
         return measured(
             self._problem.objectives,
             event,
@@ -323,67 +375,19 @@ class Coordinator:
             scores=path,
         )
 
-    def _check_documents(self, evaluation: Evaluation) -> None:
-        """Refuse documents that are not those of the scores before: a suite that was edited is another benchmark.
-
-        Raises:
-            StateError: naming the split.
-        """
-        split = evaluation.split
-        if not evaluation.documents:
-            return
-        if split not in self._documents:
-            first = self._first_scores(split)
-            self._documents[split] = evaluation.documents if first is None else self._scores.read(first).documents
-        if self._documents[split] != evaluation.documents:
-            raise StateError(
-                f"{self._problem.suite.path}: the documents of the {split} split have changed since the run started; "
-                "restore the suite and its data, or start a new run"
-            )
-
-    def _first_scores(self, split: Split) -> str | None:
-        """Return the first scores of a split that are not those of a minibatch."""
-        sampled = split == "search" and self._problem.config.search.minibatch is not None
-        outcomes = self._state.of_split(split).items()
-        whole = (event.scores for who, event in outcomes if event.scores and not (sampled and isinstance(who, int)))
-        return next(whole, None)
-
     def _record(self, event: Evaluated, asked: Candidate | None) -> None:
         """Journal an outcome, then let the searcher hear it."""
-        self._write(event)
+        gpus = 0.0 if event.reused_from is not None else self._meter.gpus_per_worker
+        self.write(event.model_copy(update={"gpus": gpus, "gpu_s": round(self._meter.gpu_s(), 3)}))
+        event = self._state.evaluations[event.candidate, event.split]
         if asked is not None:
             self._searcher.tell(asked, self._state.outcome(event, self._scores))
 
-    def _target_reached(self) -> str | None:
-        target = self._problem.config.budget.target
-        best = self._state.archive.best()
-        if target is None or best is None:
-            return None
-        value = scalarize(self._problem.config.search.scalarize, self._state.archive.entry(best).objectives)
-        return f"the target {target:g} was reached" if value >= target else None
-
     def _validate(self) -> None:
-        """Score the finalists and the references on the validation split, whose scores choose `best`."""
-        if not self._problem.has_split("validation"):
-            return
-        rule = self._problem.config.search.scalarize
-        recipes: dict[CandidateId, Recipe] = dict(self._problem.references().items())
-        for number in finalists(self._state.archive, rule, self._problem.config.finalists):
-            recipes[number] = self._candidates[number].recipe
-        waiting = [
-            (who, recipe) for who, recipe in recipes.items() if (who, "validation") not in self._state.evaluations
-        ]
-        while self._open or (waiting and self._draining is None):
-            while waiting and self._draining is None and len(self._open) < self._executor.capacity:
+        """Score the finalists and the references on the validation split."""
+        waiting = unvalidated(self._problem, self._state)
+        while self._open or (waiting and self._leave is None):
+            while waiting and self._leave is None and len(self._open) < self._executor.capacity:
                 who, recipe = waiting.pop(0)
                 self._submit(who, recipe, self._problem.identity(recipe), "validation")
             self._settle()
-
-
-def finalists(archive: Archive, rule: Scalarize, count: int) -> tuple[int, ...]:
-    """Return the ids that are scored on the validation split: the front and the best by scalarised objective."""
-    ranked = sorted(
-        (entry for entry in archive.entries if entry.feasible),
-        key=lambda entry: (-scalarize(rule, entry.objectives), entry.id),
-    )
-    return tuple(sorted({*archive.front(), *(entry.id for entry in ranked[:count])}))

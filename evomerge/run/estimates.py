@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,10 +129,12 @@ def _seconds_a_weight(step: Step, dtype: torch.dtype) -> float:
 
 
 def _run(step: Step, tensors: list[torch.Tensor], base: torch.Tensor) -> object:
-    from evomerge.operators.kernels.context import Context
+    from evomerge.operators.kernels.context import Context, alone
 
+    root = None if step.blend.base is None else base
     context = Context(name="sample.weight", source_ids=step.source_ids, seed=0, threshold=lambda _index, _density: 0.0)
-    return step.kernel(tensors, None if step.blend.base is None else base, step.blend.params, context)
+    context = replace(context, of_model=alone(tensors, root, context))
+    return step.kernel(tensors, root, step.blend.params, context)
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -87,7 +87,7 @@ class Resumed(Event):
 
 
 class Asked(Event):
-    """The searcher proposed a candidate."""
+    """The searcher proposed a candidate, or adopted one that was injected."""
 
     kind: ClassVar[str] = "asked"
     candidate: int = Field(ge=0)
@@ -95,6 +95,10 @@ class Asked(Event):
     genome: tuple[Value, ...]
     parents: tuple[int, ...] = ()
     origin: Text = ""
+    injected: bool = False
+    """Whether a person gave its recipe; else the searcher proposed it."""
+    command: Text = ""
+    """Id of the command that gave it."""
 
 
 class Evaluated(Event):
@@ -124,6 +128,10 @@ class Evaluated(Event):
     """Seconds a stage."""
     reused_from: CandidateId | None = None
     """The candidate with the same recipe whose score this is; nothing was run."""
+    gpus: float = Field(default=0.0, ge=0)
+    """GPUs that its worker held."""
+    gpu_s: float = Field(default=0.0, ge=0)
+    """GPU-seconds that the run's workers had held by then, over all sessions."""
 
 
 class Retried(Event):
@@ -152,6 +160,28 @@ class Budget(Event):
 
     kind: ClassVar[str] = "budget"
     changes: dict[str, float | int | None]
+    command: Text = ""
+    """Id of the command that changed it; empty where the run was resumed with the change."""
+
+
+class Workers(Event):
+    """The number of workers was changed."""
+
+    kind: ClassVar[str] = "workers"
+    workers: int = Field(ge=1)
+    command: Text = ""
+    """Id of the command that changed it; empty where the run was resumed with the change."""
+
+
+class Held(Event):
+    """The weight of a source was pinned, or freed; it holds for what is asked from then on."""
+
+    kind: ClassVar[str] = "held"
+    source: Text
+    weight: float | None
+    """What it is pinned to (0: the source is banned); null frees it."""
+    command: Text
+    """Id of the command that held it."""
 
 
 class Paused(Event):
@@ -160,6 +190,9 @@ class Paused(Event):
     kind: ClassVar[str] = "paused"
     reason: Text
     elapsed_s: float = Field(ge=0)
+    gpu_s: float = Field(default=0.0, ge=0)
+    command: Text = ""
+    """Id of the command that asked for it; empty where a signal did."""
 
 
 class Stopped(Event):
@@ -168,6 +201,9 @@ class Stopped(Event):
     kind: ClassVar[str] = "stopped"
     reason: Text
     elapsed_s: float = Field(ge=0)
+    gpu_s: float = Field(default=0.0, ge=0)
+    command: Text = ""
+    """Id of the command that asked for it; empty where a signal did."""
 
 
 class Finished(Event):
@@ -176,6 +212,7 @@ class Finished(Event):
     kind: ClassVar[str] = "finished"
     reason: Text
     elapsed_s: float = Field(ge=0)
+    gpu_s: float = Field(default=0.0, ge=0)
 
 
 class Exported(Event):
@@ -190,7 +227,8 @@ class Exported(Event):
 KINDS: Mapping[str, type[Event]] = {
     model.kind: model
     for model in (
-        Started, Resumed, Asked, Evaluated, Retried, Reference, Budget, Paused, Stopped, Finished, Exported,
+        Started, Resumed, Asked, Evaluated, Retried, Reference, Budget, Workers, Held, Paused, Stopped,
+        Finished, Exported,
     )
 }  # fmt: skip
 """Every kind of event, by the word in its `event` key."""

@@ -7,6 +7,7 @@
     journal.jsonl        every event
     scores/              per-sample scores, content-addressed
     artifacts/           what may be made again: caches, reports
+    commands/            what people ask of the coordinator, until it has answered
     coordinator.lock     the lease
     coordinator.json     who holds it, for people
 """
@@ -23,9 +24,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from evomerge.documents import dotted_path, dump_yaml, read_yaml
+from evomerge.documents import dotted_path, dump_yaml, first_difference, read_yaml
 from evomerge.errors import ConfigError, StateError
 from evomerge.fitness import EngineChoice
+from evomerge.run.commands import FOLDER as COMMANDS
 from evomerge.run.config import RunConfig
 from evomerge.run.lease import HOLDER_NAME, LOCK_NAME, Lease
 from evomerge.run.scores import FOLDER as SCORES
@@ -108,7 +110,16 @@ class RunFolder:
             raise StateError(f"{path}: this is a file; give a folder that is new or empty")
         if (path / CONFIG).exists() or (path / JOURNAL).exists():
             raise StateError(f"{path}: a run is there already; continue it with `evomerge resume {path}`")
-        ours = {SCORES, ARTIFACTS, ENVIRONMENT, LOCK_NAME, HOLDER_NAME}
+        RunFolder.check_strangers(path)
+
+    @staticmethod
+    def check_strangers(path: Path) -> None:
+        """Refuse a folder that holds what no run folder does.
+
+        Raises:
+            StateError: naming the first such file.
+        """
+        ours = {SCORES, ARTIFACTS, COMMANDS, ENVIRONMENT, CONFIG, JOURNAL, LOCK_NAME, HOLDER_NAME}
         for entry in sorted(path.iterdir()):
             if entry.name not in ours and not (entry.name.startswith(".") and entry.name.endswith(".tmp")):
                 raise StateError(
@@ -207,25 +218,6 @@ def config_digest(config: RunConfig) -> str:
     data = {key: value for key, value in config_data(config).items() if key not in MAY_CHANGE}
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def first_difference(one: Any, other: Any, path: tuple[str | int, ...] = ()) -> tuple[str | int, ...] | None:
-    """Return the key path where two plain values first differ, in the first one's order, or None."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        for key in [*one, *(key for key in other if key not in one)]:
-            if key not in one or key not in other:
-                return (*path, key)
-            found = first_difference(one[key], other[key], (*path, key))
-            if found is not None:
-                return found
-        return None
-    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        for index, (left, right) in enumerate(zip(one, other, strict=True)):
-            found = first_difference(left, right, (*path, index))
-            if found is not None:
-                return found
-        return None
-    return None if type(one) is type(other) and one == other else path
 
 
 def _short(data: Any, path: tuple[str | int, ...]) -> str:

@@ -6,6 +6,10 @@ checksum: a changed, removed, repeated or swapped line breaks the chain. An even
 returned: the line was written and fsynced. Hence only the last line can be torn by a crash; readers leave
 it out and the next writer cuts it off. A line that is broken anywhere else was changed afterwards, and is
 an error.
+
+Events of one `together` block reach the disk with one write and one fsync at its end; only then do they count.
+A power cut may leave pages of such a write as zeros with later ones in place, so a line with whole sectors of
+zeros, from its start or a sector's on, is the beginning of a torn end too, if no more than `MAX_TOGETHER` bytes follow.
 """
 
 from __future__ import annotations
@@ -26,7 +30,13 @@ from evomerge.run.events import JOURNAL_VERSION, Event, Started, from_plain, to_
 from evomerge.run.storage import storage_errors, sync_folder
 
 _TWO_LINES = re.compile(rb'(?<!\\)"checksum":"[0-9a-f]{16}"\}.*\{"seq":', re.DOTALL)
+_SECTOR = 512
+_HOLE = re.compile(rb"\0{16,}")
+_AS_IS = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_SORTED = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
 EventT = TypeVar("EventT", bound=Event)
+MAX_TOGETHER = 1 << 18
+"""Bytes that are written with one fsync at most, but for a longer single line."""
 
 
 class AppendFile(Protocol):
@@ -73,7 +83,7 @@ class _ForeignLineError(ValueError):
 
 
 def _dump(data: dict[str, Any], *, sort: bool = False) -> str:
-    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=sort)
+    return (_SORTED if sort else _AS_IS).encode(data)
 
 
 def _chain(previous: str, data: dict[str, Any]) -> str:
@@ -142,6 +152,7 @@ class JournalReader:
             JournalError: for a missing file or a broken line, with its number, what is wrong and what to do.
         """
         data = self._read()
+        start = self._tail.offset
         lines = data.split(b"\n")
         unfinished = lines.pop()
         events: list[Event] = []
@@ -152,9 +163,11 @@ class JournalReader:
                 raise self._error(f"{error}; read this run with the evomerge that wrote it") from None
             except _BrokenLineError as error:
                 last = index == len(lines) - 1 and not unfinished
-                if not last or _is_run_together(line):
+                rest = data[self._tail.offset - start :]
+                torn = last or (len(rest) <= MAX_TOGETHER and _has_hole(line, self._tail.offset))
+                if not torn or _is_run_together(line):
                     raise self._broken(str(error)) from None
-                self.torn_bytes = len(line) + 1
+                self.torn_bytes = len(rest)
                 return events
             events.append(event)
         if _is_run_together(unfinished):
@@ -189,6 +202,15 @@ def _is_run_together(line: bytes) -> bool:
     return _TWO_LINES.search(line) is not None
 
 
+def _has_hole(line: bytes, offset: int) -> bool:
+    """Tell whether a line that stands at an offset has zeros where sectors of a disk were not written."""
+    hole = _HOLE.search(line)
+    if hole is None:
+        return False
+    begin, end = hole.span()
+    return (begin == 0 or (offset + begin) % _SECTOR == 0) and (end == len(line) or (offset + end) % _SECTOR == 0)
+
+
 def read_journal(path: Path) -> list[Event]:
     """Return a journal's events; a torn last line is left out. Never writes.
 
@@ -196,6 +218,26 @@ def read_journal(path: Path) -> list[Event]:
         JournalError: for a missing file or a broken line, with its number, what is wrong and what to do.
     """
     return JournalReader(path).poll()
+
+
+def _nothing() -> None:
+    """There is nothing to do."""
+
+
+def first_event(path: Path) -> Event | None:
+    """Return a journal's first event, whatever its length; None where there is none yet. Never writes.
+
+    Raises:
+        JournalError: for a broken line.
+    """
+    try:
+        with path.open("rb") as file:
+            line = file.readline()
+        return _decode(line[:-1], _Tail())[0] if line.endswith(b"\n") else None
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError):
+        return next(iter(read_journal(path)), None)  # which says what is wrong
 
 
 def _utc_now() -> str:
@@ -235,7 +277,9 @@ class JournalWriter:
             """What stood in the journal when it was opened."""
             self.dropped_bytes = reader.torn_bytes
             """Length of the torn last line that was cut off; 0 for a journal that was closed well."""
-            self._tail = reader.tail
+            self._tail = self._written = reader.tail
+            self._waiting: list[bytes] = []
+            self._before: Callable[[], None] | None = None
             with storage_errors(path, "opening"):
                 if self.dropped_bytes:
                     self._file.truncate(self._tail.offset)
@@ -247,8 +291,13 @@ class JournalWriter:
             self.close()
             raise
 
+    @property
+    def tail(self) -> _Tail:
+        """Where the events end that are certain to be on disk; may be read by another thread."""
+        return self._written
+
     def append(self, event: EventT) -> EventT:
-        """Write an event and return it with its `seq` and `time`, once it is on disk.
+        """Write an event and return it with its `seq` and `time`, once it is on disk (or within `together`: noted).
 
         Raises:
             StorageError: when the disk refuses; the journal then ends with the event before.
@@ -257,16 +306,55 @@ class JournalWriter:
         if self._file is None:
             raise JournalError(f"{self._path}: the journal is closed; resume the run to write to it")
         stamped = event.model_copy(update={"seq": self._tail.seq + 1, "time": self._clock()})
-        line, tail = self._checked_line(stamped)
-        try:
-            with storage_errors(self._path, "journaling"):
-                _write_all(self._file, line)
-                os.fsync(self._file.fileno())
-            self._tail = tail
-        except BaseException:  # also an interrupt: half a line must not stay
-            self._cut_back()
-            raise
+        line, self._tail = self._checked_line(stamped)
+        self._waiting.append(line)
+        if self._before is None or self._tail.offset - self._written.offset > MAX_TOGETHER:
+            self._flush()
         return stamped
+
+    @contextlib.contextmanager
+    def together(self, before: Callable[[], None] = _nothing) -> Iterator[None]:
+        """Let what is appended within reach the disk at the end, whatever ends it, with one write and one fsync.
+
+        Until then nobody outside of this process may learn of the events. Where the disk refuses, none of them
+        stands in the journal and it is closed, for who appended them has gone on as if they did.
+
+        Args:
+            before: makes last what the events refer to; called before each write.
+
+        Raises:
+            StorageError: when the disk refuses.
+        """
+        if self._before is not None:  # the outer one sees to it
+            yield
+            return
+        self._before = before
+        try:
+            yield
+        finally:
+            try:
+                self._flush()
+            finally:
+                self._before = None
+
+    def _flush(self) -> None:
+        """Write the lines that wait, and make them last."""
+        lines, self._waiting = self._waiting, []
+        if self._file is None or not lines:
+            return
+        try:
+            if self._before is not None:
+                self._before()
+            with storage_errors(self._path, "journaling"):
+                _write_all(self._file, b"".join(lines))
+                os.fsync(self._file.fileno())
+            self._written = self._tail
+        except BaseException:  # also an interrupt: half a line must not stay
+            self._tail = self._written
+            self._cut_back()
+            if self._before is not None:
+                self.close()
+            raise
 
     def _checked_line(self, event: Event) -> tuple[bytes, _Tail]:
         """Return an event's line: one that could not be read back would be worse than an error now."""
@@ -280,11 +368,11 @@ class JournalWriter:
         return line, tail
 
     def _cut_back(self) -> None:
-        """Cut off what a failed append left; if that fails too, close: the next writer cuts it off."""
+        """Cut off what a failed write left; if that fails too, close: the next writer cuts it off."""
         if self._file is None:
             return
         try:
-            self._file.truncate(self._tail.offset)
+            self._file.truncate(self._written.offset)
             os.fsync(self._file.fileno())
         except OSError:
             self.close()

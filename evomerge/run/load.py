@@ -105,7 +105,7 @@ def _absolute_paths(data: dict[str, Any], base_dir: Path) -> None:
     """Make the local paths of a search file's mapping absolute, in place; leave what is malformed to validation."""
     sources = data.get("sources")
     if isinstance(sources, Mapping):
-        data["sources"] = {alias: _absolute_source(source, base_dir) for alias, source in sources.items()}
+        data["sources"] = {alias: absolute_source(source, base_dir) for alias, source in sources.items()}
     fitness = data.get("fitness")
     if isinstance(fitness, Mapping) and isinstance(fitness.get("suite"), str):
         found = find_document(fitness["suite"], base_dir)
@@ -113,7 +113,8 @@ def _absolute_paths(data: dict[str, Any], base_dir: Path) -> None:
         data["fitness"] = {**fitness, "suite": fitness["suite"] if in_catalog else str(found)}
 
 
-def _absolute_source(source: Any, base_dir: Path) -> Any:
+def absolute_source(source: Any, base_dir: Path) -> Any:
+    """Return a source's mapping with its local paths made absolute, those of recipes within it too."""
     if not isinstance(source, Mapping):
         return source
     return {
@@ -125,7 +126,7 @@ def _absolute_source(source: Any, base_dir: Path) -> Any:
 def _absolute_model(model: Any, base_dir: Path) -> Any:
     """Return a model as it is named from any folder: a nested recipe's sources too."""
     if isinstance(model, Mapping) and isinstance(model.get("sources"), Mapping):
-        inner = {alias: _absolute_source(source, base_dir) for alias, source in model["sources"].items()}
+        inner = {alias: absolute_source(source, base_dir) for alias, source in model["sources"].items()}
         return {**model, "sources": inner}
     if not isinstance(model, str):
         return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evomerge.cluster.types import Completed
+from evomerge.cluster.types import Completed, Failed
 from evomerge.errors import InfeasibleError
 from evomerge.fitness import Objectives
 from evomerge.run.events import CandidateId, Evaluated
@@ -51,6 +51,18 @@ def measured(
             "samples": {name: value.samples for name, value in zip(names, values, strict=True)},
             "violation": violation,
         }
+    )
+
+
+def failed(result: Failed, *, candidate: CandidateId, recipe_id: str) -> Evaluated:
+    """Return the event of a job that was closed without a score."""
+    return Evaluated(
+        candidate=candidate,
+        recipe_id=recipe_id,
+        split=result.job.split,
+        state="failed",
+        reason=f"{result.kind}: {result.reason}",
+        attempt=result.attempt,
     )
 
 

@@ -12,6 +12,7 @@ from evomerge.recipe import Recipe
 from evomerge.recipe.mergekit import is_genome, is_mergekit
 from evomerge.run.config import RunConfig
 from evomerge.run.estimates import estimate
+from evomerge.run.flight import idle_workers
 from evomerge.run.load import load_config, located
 from evomerge.run.problem import NO_FOLDER, Problem, all_sources, open_problem, workplace
 from evomerge.run.source_facts import differences, source_facts
@@ -76,6 +77,8 @@ def preflight(config: RunConfig, *, weights: bool = False) -> dict[str, Any]:
         "tasks": list(problem.suite.task_names),
         "engine": _engine_facts(problem.engine, problem, headers.sources) if problem.engine else None,
     }
+    idle = idle_workers(config, problem.searcher())
+    facts["notes"] += [idle] if idle else []
     layers = {info.num_layers for info in problem.infos.values()}
     if len(layers) > 1:
         return facts  # sources of different depth have no merge that stands for all

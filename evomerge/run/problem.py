@@ -28,7 +28,7 @@ from evomerge.run.events import Event, Started
 from evomerge.run.folder import config_data
 from evomerge.run.grams import compute_grams
 from evomerge.run.replay import space_of
-from evomerge.search import Archive, Searcher, create_searcher
+from evomerge.search import Archive, Steered, steered_searcher
 from evomerge.spaces import Grams, Space
 
 if TYPE_CHECKING:
@@ -58,13 +58,13 @@ class Problem:
     grams: Grams | None = None
     """Of the sources, for a piecewise space."""
 
-    def searcher(self) -> Searcher:
+    def searcher(self) -> Steered:
         """Return the searcher, at its start.
 
         Raises:
             ConfigError: for an unknown searcher or option.
         """
-        return create_searcher(self.config.search, self.space, metrics=self.objectives.wanted)
+        return steered_searcher(self.config.search, self.space, metrics=self.objectives.wanted)
 
     def identity(self, recipe: Recipe) -> str:
         """Return the SHA-256 identity of a recipe over this search's sources."""

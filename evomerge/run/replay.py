@@ -1,8 +1,7 @@
 """Replay: a run's searcher, brought from its start to where the journal ends.
 
-A searcher is a deterministic function of its seed and of the order of asks and tells, and the journal holds
-that order. So resuming is asking again and telling what was journaled, and each candidate must come out the
-same.
+A searcher is a deterministic function of its seed and of the order of asks, tells, adoptions and holds, and the journal
+has that order. So resuming is asking again and telling what was journaled, and each candidate must come out the same.
 """
 
 from __future__ import annotations
@@ -15,15 +14,17 @@ from evomerge.errors import StateError
 from evomerge.fitness import Evaluation, Objectives
 from evomerge.recipe import Recipe, SourceInfo, identity
 from evomerge.run.config import RunConfig
-from evomerge.run.events import Asked, Evaluated, Event, Started
+from evomerge.run.events import Asked, Evaluated, Event, Held, Started
 from evomerge.run.folder import RunFolder, config_digest
 from evomerge.run.grams import stored_grams
 from evomerge.run.journal import JournalReader
 from evomerge.run.scores import ScoreStore
 from evomerge.run.state import RunState
-from evomerge.search import Candidate, Scalarize, Searcher, create_searcher
+from evomerge.search import Candidate, Scalarize, Steered, steered_searcher
 from evomerge.spaces import Grams, Space, create_space
 
+SPOT_CHECKS = 400
+"""A quick replay of a long journal compares about half as many recipes, evenly spread: two lines a candidate."""
 _TOLERANCE = 1e-9
 """Journaled means and those of the score files may differ by rounding, where NumPy sums in another order."""
 
@@ -32,24 +33,25 @@ _TOLERANCE = 1e-9
 class ReplayState:
     """Where a run stands, with its searcher at the same point."""
 
-    searcher: Searcher
+    searcher: Steered
     state: RunState
     candidates: dict[int, Candidate] = field(default_factory=dict)
-    """Every candidate that was asked."""
+    """Those that were asked and have no outcome on the search split, in the order of asking."""
 
     @property
     def open(self) -> tuple[Candidate, ...]:
         """Candidates that were asked and have no outcome on the search split, in the order of asking."""
-        return tuple(self.candidates[number] for number in self.state.open_ids)
+        return tuple(self.candidates.values())
 
 
 def replay(
     events: Sequence[Event],
-    searcher: Searcher,
+    searcher: Steered,
     *,
     identify: Callable[[Recipe], str],
     store: ScoreStore | None = None,
     scalarize: Scalarize = "mean",
+    thorough: bool = True,
 ) -> ReplayState:
     """Drive a fresh searcher through a journal.
 
@@ -59,36 +61,46 @@ def replay(
         identify: returns a recipe's identity, as it was journaled.
         store: the per-sample scores, for searchers that look at them; read at the first look.
         scalarize: as in the search file.
+        thorough: whether every recipe is compared; else only a few hundred, evenly spread: recipes follow from
+            genomes, which are all compared.
 
     Raises:
         StateError: when the searcher asks for something else than was journaled, naming the line and what
             differs; or when the journal contradicts itself.
     """
     result = ReplayState(searcher=searcher, state=RunState(scalarize))
+    step = 1 if thorough else max(1, len(events) // SPOT_CHECKS)
     for event in events:
         result.state.apply(event)
         if isinstance(event, Asked):
-            asked = searcher.ask(1)
-            _compare(event, asked, identify)
+            asked = [searcher.adopt(event.genome)] if event.injected else searcher.ask(1)
+            _compare(event, asked)
+            if event.candidate % step == 0:
+                _compare_recipe(event, asked[0], identify)
             result.candidates[event.candidate] = asked[0]
+        elif isinstance(event, Held):
+            searcher.hold(event.source, event.weight)
         elif isinstance(event, Evaluated) and event.split == "search" and isinstance(event.candidate, int):
-            searcher.tell(result.candidates[event.candidate], result.state.outcome(event, store))
+            searcher.tell(result.candidates.pop(event.candidate), result.state.outcome(event, store))
     return result
 
 
-def _compare(event: Asked, asked: Sequence[Candidate], identify: Callable[[Recipe], str]) -> None:
+def _compare(event: Asked, asked: Sequence[Candidate]) -> None:
     if len(asked) != 1:
         raise _mismatch(event, f"the searcher asked for {len(asked)} candidates where the journal has one")
     candidate = asked[0]
     if candidate.id != event.candidate:
         raise _mismatch(event, f"the searcher's candidate is {candidate.id}, the journal's {event.candidate}")
     for place, (new, old) in enumerate(zip(candidate.genome, event.genome, strict=False)):
-        if repr(new) != repr(old) and not _same_number(new, old):
+        if not _same_number(new, old) and repr(new) != repr(old):
             raise _mismatch(event, f"gene {place} is {new!r} on replay, {old!r} in the journal")
     if len(candidate.genome) != len(event.genome):
         raise _mismatch(event, f"the genome has {len(candidate.genome)} genes, {len(event.genome)} in the journal")
     if candidate.parents != event.parents:
         raise _mismatch(event, f"the parents are {candidate.parents} on replay, {event.parents} in the journal")
+
+
+def _compare_recipe(event: Asked, candidate: Candidate, identify: Callable[[Recipe], str]) -> None:
     recipe_id = identify(candidate.recipe)
     if recipe_id != event.recipe_id:
         raise _mismatch(event, f"the recipe is {recipe_id[:12]} on replay, {event.recipe_id[:12]} in the journal")
@@ -171,7 +183,7 @@ def verify(path: Path) -> VerifyReport:
     infos = source_infos(started)
     space = space_of(config, infos, stored_grams(folder, started))
     objectives = Objectives.parse(config.fitness)
-    searcher = create_searcher(config.search, space, metrics=objectives.wanted)
+    searcher = steered_searcher(config.search, space, metrics=objectives.wanted)
     replayed = replay(
         events,
         searcher,

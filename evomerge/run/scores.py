@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from evomerge.errors import StateError
 from evomerge.fitness.types import Evaluation
-from evomerge.run.storage import storage_errors, write_atomically
+from evomerge.run.storage import storage_errors, sync_folder, write_atomically
 
 FOLDER = "scores"
 _SUFFIX = ".safetensors"
@@ -74,9 +74,14 @@ class ScoreStore:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._is_synced = True
 
-    def write(self, evaluation: Evaluation) -> str:
+    def write(self, evaluation: Evaluation, *, synced: bool = True) -> str:
         """Write an evaluation, on disk when this returns; return its path within the run folder.
+
+        Args:
+            evaluation: what to write.
+            synced: whether its name is to last too; else `sync` sees to that, for many at once.
 
         Raises:
             StorageError: when the disk refuses.
@@ -88,8 +93,23 @@ class ScoreStore:
             path.parent.mkdir(exist_ok=True)
             known = path.exists() and path.read_bytes() == data
         if not known:
-            write_atomically(path, data)
+            write_atomically(path, data, synced=False)
+        self._is_synced = False
+        if synced:
+            self.sync()
         return relative
+
+    def sync(self) -> None:
+        """Make the names of all files last that were written.
+
+        Raises:
+            StorageError: when the disk refuses.
+        """
+        if not self._is_synced:
+            folder = self._root / FOLDER
+            with storage_errors(folder, "writing"):
+                sync_folder(folder)
+            self._is_synced = True
 
     def read(self, relative: str) -> Evaluation:
         """Read and check a score file.

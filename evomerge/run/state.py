@@ -18,15 +18,17 @@ from evomerge.run.events import (
     Evaluated,
     Event,
     Finished,
+    Held,
     Paused,
     Reference,
     Resumed,
     Retried,
     Started,
     Stopped,
+    Workers,
 )
 from evomerge.run.scores import ScoreStore
-from evomerge.search import Archive, Outcome, Scalarize
+from evomerge.search import Archive, HistoryPoint, Outcome, Scalarize
 
 Lifecycle = Literal["created", "running", "paused", "stopped", "finished"]
 """What the last event of that kind says; whether a coordinator is really there, the lease tells."""
@@ -54,14 +56,25 @@ class RunState:
         self.timeline: list[tuple[int, float]] = []
         """Candidate and elapsed seconds of each entry of the search archive."""
         self.budget_changes: dict[str, float | int | None] = {}
+        self.workers: int | None = None
+        """How many workers a person wanted last; None: as many as the search file says."""
+        self.held: dict[str, float] = {}
+        """Weights of sources that are pinned, by alias."""
+        self.commands: set[str] = set()
+        """Ids of the commands that took effect."""
         self.lifecycle: Lifecycle = "created"
         self.reason = ""
         """Why the run was paused, stopped or finished."""
         self.num_done = 0
         """Candidates evaluated on the search split, whatever came out; reused scores are not counted."""
+        self.num_stagnant = 0
+        """Of these, those since the best scalarised objective or the hypervolume last grew."""
         self.worker_seconds = 0.0
         """Seconds that workers spent on evaluations, on every split."""
+        self.gpu_s = 0.0
+        """GPU-seconds that workers had held by the last event that says so."""
         self.seq = 0
+        self._of_split: dict[Split, dict[CandidateId, Evaluated]] = {split: {} for split in SPLITS}
         self._scored: dict[tuple[str, Split], CandidateId] = {}
         self._listed: set[tuple[str, Split]] = set()
         self._open: dict[int, None] = {}
@@ -83,6 +96,12 @@ class RunState:
         if not self.archives:
             raise StateError("the journal is empty: nothing was searched yet; resume the run")
         return self.archives["search"]
+
+    @property
+    def best(self) -> float | None:
+        """Highest scalarised objective of a feasible candidate on the search split; None before the first."""
+        latest = self.archive.latest
+        return None if latest is None else latest.best
 
     @property
     def open_ids(self) -> tuple[int, ...]:
@@ -107,9 +126,9 @@ class RunState:
         owner = self._scored.get((recipe_id, split))
         return None if owner is None else self.evaluations[owner, split]
 
-    def of_split(self, split: Split) -> dict[CandidateId, Evaluated]:
+    def of_split(self, split: Split) -> Mapping[CandidateId, Evaluated]:
         """Return the outcomes on one split, in the order of the journal."""
-        return {owner: event for (owner, where), event in self.evaluations.items() if where == split}
+        return self._of_split[split]
 
     def outcome(self, event: Evaluated, store: ScoreStore | None = None) -> Outcome:
         """Return an evaluation as a searcher hears it.
@@ -144,8 +163,8 @@ class RunState:
                 job = (event.candidate, event.split)
                 self.lost_attempts[job] = self.lost_attempts.get(job, 0) + 1
                 self._tick(event)
-            case Budget():
-                self.budget_changes.update(event.changes)
+            case Budget() | Workers() | Held():
+                self._steer(event)
             case Resumed():
                 self.lifecycle, self.reason = "running", ""
                 self._elapsed_s = event.elapsed_s
@@ -155,6 +174,8 @@ class RunState:
             case _:
                 pass  # an export changes nothing
         self.seq = event.seq
+        if command := getattr(event, "command", ""):
+            self.commands.add(command)
 
     def _start(self, event: Started) -> None:
         if self.started is not None:
@@ -163,6 +184,16 @@ class RunState:
         self.lifecycle = "running"
         self._session = (event.timestamp, 0.0)
         self.archives = {split: Archive(event.objectives, scalarize=self._scalarize) for split in SPLITS}
+
+    def _steer(self, event: Budget | Workers | Held) -> None:
+        if isinstance(event, Budget):
+            self.budget_changes.update(event.changes)
+        elif isinstance(event, Workers):
+            self.workers = event.workers
+        elif event.weight is None:
+            self.held.pop(event.source, None)
+        else:
+            self.held[event.source] = event.weight
 
     def _ask(self, event: Asked) -> None:
         if event.candidate != len(self.asked):
@@ -181,11 +212,12 @@ class RunState:
         if (owner, event.split) in self.evaluations:
             raise self._fault(event, f"candidate {owner!r} was evaluated twice on the {event.split} split")
         self._check_objectives(event)
-        self.evaluations[owner, event.split] = event
+        self.evaluations[owner, event.split] = self._of_split[event.split][owner] = event
         if event.state != "failed":
             self._scored.setdefault((event.recipe_id, event.split), owner)
         if event.reused_from is None:
             self.worker_seconds += sum(event.seconds.values())
+        self.gpu_s = max(self.gpu_s, event.gpu_s)
         if event.split == "search":
             self._tick(event)
         if isinstance(owner, int):
@@ -193,6 +225,7 @@ class RunState:
 
     def _close(self, candidate: int, event: Evaluated) -> None:
         archive = self.archives[event.split]
+        before = archive.latest
         recipe = (event.recipe_id, event.split)
         if recipe not in self._listed:
             feasible = event.state == "feasible"
@@ -205,6 +238,9 @@ class RunState:
         if event.split == "search":
             self._open.pop(candidate, None)
             self.num_done += event.reused_from is None
+            self.num_stagnant += event.reused_from is None
+            if _has_grown(before, archive.latest):
+                self.num_stagnant = 0
 
     def _check_objectives(self, event: Evaluated) -> None:
         if set(event.objectives) == set(self.objectives):
@@ -219,6 +255,7 @@ class RunState:
         states: Mapping[type[Event], Lifecycle] = {Paused: "paused", Stopped: "stopped", Finished: "finished"}
         self.lifecycle, self.reason = states[type(event)], event.reason
         self._elapsed_s = event.elapsed_s
+        self.gpu_s = max(self.gpu_s, event.gpu_s)
         self._session = None
 
     def _tick(self, event: Event) -> None:
@@ -230,6 +267,15 @@ class RunState:
     @staticmethod
     def _fault(event: Event, what: str) -> StateError:
         return StateError(f"journal line {event.seq}: {what}; restore the run folder from a copy")
+
+
+def _has_grown(before: HistoryPoint | None, after: HistoryPoint | None) -> bool:
+    """Tell whether the best or the hypervolume rose; a front's volume may differ by rounding alone."""
+    if after is None or after.best is None:
+        return False
+    if before is None or before.best is None:
+        return True
+    return after.best > before.best or after.hypervolume > before.hypervolume * (1 + 1e-12)
 
 
 def fold(events: Sequence[Event], scalarize: Scalarize = "mean") -> RunState:

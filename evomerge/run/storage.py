@@ -36,12 +36,13 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, synced: bool = True) -> None:
     """Write a file so that a reader, and a crash at any instant, sees the old one or the whole new one.
 
     Args:
         path: where; its folder exists.
         data: the content.
+        synced: whether its name is to last too; else the caller syncs the folder.
 
     Raises:
         StorageError: when the disk refuses; nothing is left behind.
@@ -58,4 +59,5 @@ def write_atomically(path: Path, data: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
+        if synced:
+            sync_folder(path.parent)

@@ -8,6 +8,7 @@ which every candidate was scored.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.errors import StateError
-from evomerge.fitness.types import Evaluation, Split
+from evomerge.fitness.types import SPLITS, Evaluation, Split
 from evomerge.recipe import Recipe
+from evomerge.run.budget import spending
+from evomerge.run.busy import BusyWorkers
 from evomerge.run.config import BudgetConfig, RunConfig
 from evomerge.run.events import CandidateId, Evaluated, Event, Started
 from evomerge.run.folder import RunFolder
@@ -28,7 +31,7 @@ from evomerge.run.journal import JournalReader
 from evomerge.run.lease import is_held
 from evomerge.run.replay import source_infos, space_of
 from evomerge.run.state import RunState
-from evomerge.search import Archive, scalarize
+from evomerge.search import Archive, State, scalarize
 from evomerge.spaces import Space
 
 Json = dict[str, Any]
@@ -68,6 +71,8 @@ class Run:
         self._reader = JournalReader(self._folder.journal)
         self._events: list[Event] = []
         self._state = RunState(self._config.search.scalarize)
+        self._busy = BusyWorkers()
+        self._outcomes: Counter[State] = Counter()
         self.refresh()
 
     def refresh(self) -> list[Event]:
@@ -80,6 +85,10 @@ class Run:
         new = self._reader.poll() if self._folder.journal.exists() else []
         for event in new:
             self._state.apply(event)
+            if isinstance(event, Evaluated):
+                self._busy.add(event, self._state.elapsed_s)
+                if isinstance(event.candidate, int) and event.split == "search" and event.reused_from is None:
+                    self._outcomes[event.state] += 1
         self._events.extend(new)
         return new
 
@@ -147,29 +156,32 @@ class Run:
 
         `evaluations.done` counts candidates with an outcome on the search split (reused scores are not
         counted), `failed` and `infeasible` those among them without a usable score, `running` those asked and
-        still open while a coordinator runs. `best` has the highest value of each objective.
+        still open while a coordinator runs. `best` has the highest value of each objective. `spent` is in the units of
+        the budget; its cost is None where GPUs have no price. The busy share of each worker, and of all, is that of the
+        seconds between its first evaluation and its last.
         """
-        condition = self.condition()
+        condition, elapsed_s = self.condition(), self.elapsed_s()
         archive = self._state.archives.get("search")
-        states = [
-            event.state
-            for owner, event in self._state.of_split("search").items()
-            if isinstance(owner, int) and event.reused_from is None
-        ]
+        share = self._busy.share()
         return {
             "run": self._folder.name,
             "state": condition,
             "evaluations": {
                 "done": self._state.num_done,
-                "failed": states.count("failed"),
-                "infeasible": states.count("infeasible"),
+                "failed": self._outcomes["failed"],
+                "infeasible": self._outcomes["infeasible"],
                 "running": len(self._state.open_ids) if condition == "running" else 0,
             },
             "best": self._best_values(archive),
             "hypervolume": archive.hypervolume() if archive else 0.0,
             "front_size": len(archive.front()) if archive else 0,
-            "elapsed_s": round(self.elapsed_s(), 3),
+            "elapsed_s": round(elapsed_s, 3),
             "budget": self.budget.model_dump(mode="json"),
+            "spent": spending(
+                self.budget, evaluations=self._state.num_done, elapsed_s=elapsed_s, gpu_s=self._state.gpu_s
+            ),
+            "busy_share": None if share is None else round(share, 4),
+            "workers": self._busy.table(),
         }
 
     @staticmethod
@@ -213,9 +225,7 @@ class Run:
             "recipe": self.recipe(candidate).to_mapping(),
             "recipe_id": known,
             "genome": None if asked is None else list(asked.genome),
-            "evaluations": [
-                _evaluation(event) for (owner, _), event in self._state.evaluations.items() if owner == candidate
-            ],
+            "evaluations": [_evaluation(event) for event in self._evaluations_of(candidate).values()],
             "parents": [] if asked is None else list(asked.parents),
         }
 
@@ -303,11 +313,7 @@ class Run:
         """Return what candidates are compared with: name, recipe identity, and objectives by split."""
         rows = []
         for name, reference in self._state.references.items():
-            splits = {
-                split: measured(event)
-                for (owner, split), event in self._state.evaluations.items()
-                if owner == name and event.objectives
-            }
+            splits = {split: measured(event) for split, event in self._evaluations_of(name).items() if event.objectives}
             rows.append({"name": name, "recipe_id": reference.recipe_id, "objectives": splits})
         return rows
 
@@ -329,6 +335,10 @@ class Run:
         if self._state.started is None:
             raise StateError(f"{self._folder.journal}: nothing was journaled yet; resume the run")
         return self._state.started
+
+    def _evaluations_of(self, candidate: CandidateId) -> dict[Split, Evaluated]:
+        found = {split: self._state.evaluations.get((candidate, split)) for split in SPLITS}
+        return {split: event for split, event in found.items() if event is not None}
 
     def _known(self, candidate: CandidateId) -> str:
         """Return a candidate's recipe identity."""
@@ -352,9 +362,10 @@ def measured(event: Evaluated) -> dict[str, Json]:
 
 
 def _evaluation(event: Evaluated) -> Json:
-    skipped = {"seq", "candidate", "recipe_id", "objectives", "stderr", "samples"}
+    skipped = {"seq", "candidate", "recipe_id", "objectives", "stderr", "samples", "gpu_s"}
     rest = event.model_dump(mode="json", exclude=skipped)
-    return {"split": rest.pop("split"), "state": rest.pop("state"), "objectives": measured(event), **rest}
+    held = {"gpu_seconds": round(event.gpus * sum(event.seconds.values()), 3)}
+    return {"split": rest.pop("split"), "state": rest.pop("state"), "objectives": measured(event), **rest, **held}
 
 
 def load_run(path: Path | str) -> Run:

@@ -28,8 +28,10 @@ from evomerge.search.portfolio import Portfolio, PortfolioOptions
 from evomerge.search.random_search import RandomOptions, RandomSearch
 from evomerge.search.scalar import Scalarize, scalarize
 from evomerge.search.staged import StagedSearch, Stages
+from evomerge.search.steered import Steered
 from evomerge.search.tpe import Tpe, TpeOptions
 from evomerge.search.types import Candidate, Outcome, Samples, Searcher, State
+from evomerge.spaces.held import HeldSpace
 from evomerge.spaces.joint import JointSpace
 from evomerge.spaces.types import Space
 
@@ -61,12 +63,14 @@ __all__ = [
     "StagedSearch",
     "Stages",
     "State",
+    "Steered",
     "Tpe",
     "TpeOptions",
     "create_searcher",
     "genome_from_unit",
     "scalarize",
     "searcher_names",
+    "steered_searcher",
     "unit_from_genome",
 ]
 
@@ -99,9 +103,20 @@ def create_searcher(config: SearchConfig, space: Space, *, metrics: Sequence[str
     """
     if not space.dimensions:
         raise ConfigError("space: nothing varies, so there is nothing to search; give a parameter a range [low, high]")
-    if isinstance(space, JointSpace) and space.schedule != "together":
-        return _staged(config, space)
+    joint = space.own if isinstance(space, HeldSpace) else space
+    if isinstance(joint, JointSpace) and joint.schedule != "together":
+        return _staged(config, space, joint)
     return _single(config, space, config.seed, metrics)
+
+
+def steered_searcher(config: SearchConfig, space: Space, *, metrics: Sequence[str] = ()) -> Steered:
+    """Return the searcher that a search file names, at its start, as one that a person can steer.
+
+    Raises:
+        ConfigError: as `create_searcher` does.
+    """
+    held = HeldSpace(space)
+    return Steered(create_searcher(config, held, metrics=metrics), held)
 
 
 def _single(config: SearchConfig, space: Space, seed: int, metrics: Sequence[str] = ()) -> Searcher:
@@ -138,12 +153,12 @@ def _portfolio(config: SearchConfig, space: Space, seed: int, metrics: Sequence[
     return Portfolio(space, options, make, scalarize=config.scalarize)
 
 
-def _staged(config: SearchConfig, space: JointSpace) -> Searcher:
+def _staged(config: SearchConfig, space: Space, joint: JointSpace) -> Searcher:
     stages = Stages(
-        parts=space.parts,
+        parts=joint.parts,
         order=("parameter", "data_flow"),
-        evaluations=space.stage_evaluations,
-        repeat=space.schedule == "alternating",
+        evaluations=joint.stage_evaluations,
+        repeat=joint.schedule == "alternating",
     )
     return StagedSearch(
         space,

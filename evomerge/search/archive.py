@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.errors import ConfigError
+from evomerge.search.front import Front, gain, hypervolume
 from evomerge.search.scalar import Scalarize, scalarize
 
 MAX_OBJECTIVES = 5
@@ -92,7 +93,8 @@ class Archive:
         self.objectives = tuple(objectives)
         self._scalarize = scalarize
         self._entries: dict[int, Entry] = {}
-        self._front: dict[int, Vector] = {}
+        self._front = Front()
+        self._best: tuple[float, int] | None = None
         self._history: list[HistoryPoint] = []
         self._reference = None if reference is None else self._checked(reference, "reference point")
 
@@ -115,8 +117,7 @@ class Archive:
         values = self._checked(objectives, f"candidate {candidate_id}") if feasible else ()
         means = values or tuple(objectives)
         self._entries[candidate_id] = Entry(candidate_id, means, tuple(stderrs), feasible)
-        grown = feasible and self._enter(candidate_id, values)
-        self._record(candidate_id, values, grown=grown)
+        self._record(candidate_id, values, self._enter(candidate_id, values) if feasible else 0.0)
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -127,6 +128,11 @@ class Archive:
     def history(self) -> tuple[HistoryPoint, ...]:
         """Where the search stood after each evaluation, in the order of adding."""
         return tuple(self._history)
+
+    @property
+    def latest(self) -> HistoryPoint | None:
+        """Where the search stands; None before the first evaluation."""
+        return self._history[-1] if self._history else None
 
     @property
     def reference(self) -> tuple[float, ...] | None:
@@ -143,31 +149,34 @@ class Archive:
 
     def front(self) -> tuple[int, ...]:
         """Return the ids of the Pareto front, sorted."""
-        return tuple(sorted(self._front))
+        return tuple(sorted(self._front.ids))
 
     def hypervolume(self, reference: Sequence[float] | None = None) -> float:
         """Return the volume that the front dominates above a reference point (by default the archive's own).
 
+        That over the archive's own is the sum of what each newcomer added, and equal to the exact one but for rounding.
+
         Raises:
             ValueError: for a reference of the wrong length, or one that is not finite.
         """
-        point = self._reference if reference is None else self._checked(reference, "reference point")
-        return 0.0 if point is None else _hypervolume(list(self._front.values()), point)
+        if reference is None:
+            return self._history[-1].hypervolume if self._history else 0.0
+        return hypervolume(self._front.points, self._checked(reference, "reference point"))
 
     def best(self, rule: Scalarize | None = None) -> int | None:
         """Return the feasible candidate with the highest scalarised objective (ties: lowest id), or None."""
-        rule = self._scalarize if rule is None else rule
+        if rule is None:
+            return None if self._best is None else -self._best[1]
         feasible = [entry for entry in self._entries.values() if entry.feasible]
         return max(feasible, key=lambda e: (scalarize(rule, e.objectives), -e.id)).id if feasible else None
 
     def best_per_objective(self) -> dict[str, int]:
         """Return the best feasible candidate of each objective (ties: lowest id); may be empty."""
-        if not self._front:
+        if not len(self._front):
             return {}
-        return {
-            name: max(self.front(), key=lambda key: (self._front[key][index], -key))
-            for index, name in enumerate(self.objectives)
-        }
+        ids, points = self._front.ids, self._front.points
+        winners = (np.flatnonzero(points[:, index] == points[:, index].max()) for index in range(points.shape[1]))
+        return {name: min(ids[row] for row in rows) for name, rows in zip(self.objectives, winners, strict=True)}
 
     def knee(self) -> int | None:
         """Return the point of the front farthest from the line between its extremes; None if empty.
@@ -181,7 +190,7 @@ class Archive:
         ids = self.front()
         if not ids:
             return None
-        points = np.stack([self._front[key] for key in ids])
+        points = np.array([self._entries[key].objectives for key in ids])
         low, high = points.min(axis=0), points.max(axis=0)
         varies = high > low
         if not varies.any():
@@ -204,50 +213,30 @@ class Archive:
             raise ValueError(f"{what}: objectives must be finite, got {numbers}; mark the candidate infeasible")
         return numbers
 
-    def _enter(self, candidate_id: int, values: tuple[float, ...]) -> bool:
-        """Put a feasible candidate on the front if it belongs there; return whether the front changed."""
-        point = np.asarray(values)
+    def _enter(self, candidate_id: int, values: tuple[float, ...]) -> float:
+        """Put a feasible candidate on the front if it belongs there; return what it adds to the hypervolume."""
         if self._reference is None:
             self._reference = tuple(map(_default_reference, self.objectives, values))
-        if any(_dominates(other, point) for other in self._front.values()):
-            return False
-        self._front = {key: other for key, other in self._front.items() if not _dominates(point, other)}
-        self._front[candidate_id] = point
-        return True
+        before = self._front.points
+        covered = self._front.covers(values)
+        self._front.add(candidate_id, values)
+        return 0.0 if covered else gain(before, values, self._reference)
 
-    def _record(self, candidate_id: int, values: tuple[float, ...], *, grown: bool) -> None:
+    def _record(self, candidate_id: int, values: tuple[float, ...], added: float) -> None:
         last = self._history[-1] if self._history else HistoryPoint(candidate_id, None, None, 0.0)
         best, per_objective, volume = last.best, last.best_per_objective, last.hypervolume
         if values:
             score = scalarize(self._scalarize, values)
             best = score if best is None else max(best, score)
+            self._best = max(self._best or (score, -candidate_id), (score, -candidate_id))
             per_objective = tuple(map(max, values, per_objective)) if per_objective else values
-        if grown:
-            # A newcomer that adds nothing above the reference changes the volume by rounding alone.
-            volume = max(volume, self.hypervolume())
-        self._history.append(HistoryPoint(candidate_id, best, per_objective, volume))
+        self._history.append(HistoryPoint(candidate_id, best, per_objective, volume + added))
 
 
 def _default_reference(name: str, value: float) -> float:
     if value == 0 and name.startswith("-"):
         return -1.0
     return 0.0 if value >= 0 else 2.0 * value
-
-
-def _dominates(a: Vector, b: Vector) -> bool:
-    return bool((a >= b).all() and (a > b).any())
-
-
-def _hypervolume(points: list[Vector], reference: tuple[float, ...]) -> float:
-    corner = np.asarray(reference)
-    inside = [point for point in points if (point > corner).all()]
-    if not inside:
-        return 0.0
-    if len(reference) == 1:
-        return float(max(point[0] for point in inside) - corner[0])
-    import moocore
-
-    return float(moocore.hypervolume(np.stack(inside), ref=corner, maximise=True))
 
 
 def _distances_from_extremes(points: Vector) -> Vector:

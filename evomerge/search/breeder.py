@@ -140,6 +140,8 @@ class Breeder:
     def _issue(self, individual: Individual, origin: str, parents: tuple[int, ...]) -> Candidate:
         genome = self._space.genome(individual)
         candidate = self._ledger.issue(genome, origin=f"{self._name} {origin}", parents=parents)
+        if candidate.genome is not genome:  # a source is held
+            individual = self._space.individual(candidate.genome)
         self._open[candidate.id] = individual
         return candidate
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from evomerge.recipe import Recipe
+from collections.abc import Callable
+
 from evomerge.search.types import Candidate
 from evomerge.spaces.types import Genome, Space
 
@@ -12,6 +13,7 @@ class Ledger:
 
     def __init__(self, space: Space) -> None:
         self._space = space
+        self._settle: Callable[[Genome], Genome] | None = getattr(space, "settled", None)
         self._issued = 0
         self._open: dict[int, Candidate] = {}
 
@@ -32,11 +34,15 @@ class Ledger:
         origin: str,
         generation: int = 0,
         parents: tuple[int, ...] = (),
-        recipe: Recipe | None = None,
+        settled: bool = False,
     ) -> Candidate:
-        """Return a new candidate with the next id; its recipe is decoded on demand unless the caller has it."""
-        decode = self._space.decode if recipe is None else lambda _: recipe
-        candidate = Candidate(self._issued, genome, decode, parents, origin, generation)
+        """Return a new candidate with the next id; its recipe is decoded on demand.
+
+        Where the space holds sources, the genome becomes one in which they are held, unless it is `settled` already.
+        """
+        if self._settle is not None and not settled:
+            genome = self._settle(genome)
+        candidate = Candidate(self._issued, genome, self._space.decode, parents, origin, generation)
         self._open[candidate.id] = candidate
         self._issued += 1
         return candidate

@@ -125,7 +125,7 @@ class OptunaSearch(ABC):
             unit = seeds.generator(self._seed, self.name, "first", id_).random(len(self._space.dimensions))
             genome = genome_from_unit(self._space, unit)
         candidate = self._ledger.issue(genome, origin=f"{self.name} {'random' if id_ else 'start'}")
-        self._early_open[id_] = genome
+        self._early_open[id_] = candidate.genome
         return candidate
 
     def _suggest(self, study: Study) -> Candidate:

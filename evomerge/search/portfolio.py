@@ -18,6 +18,9 @@ from evomerge.search.scalar import Scalarize
 from evomerge.search.types import Candidate, Outcome, Searcher
 from evomerge.spaces.types import Dimension, Genome, Space
 
+_FOREIGN = 1 << 40
+"""Stages know their siblings' candidates by ids from -1 down, and what no sibling asked by ids from here down."""
+
 
 class Until(StrictModel):
     """When a stage is over: as soon as one of these holds, or its searcher has finished."""
@@ -165,18 +168,22 @@ class Portfolio:
         self._ledger.close(candidate)
         stage, inner = self._open.pop(candidate.id)
         self._searchers[stage.number].tell(inner, outcome)
-        heard = replace(candidate, id=-1 - candidate.id, parents=())
-        for number, searcher in self._searchers.items():
-            if number != stage.number and self._stages[number].over is None and isinstance(searcher, Listener):
-                searcher.hear(heard, outcome)
+        self._spread(replace(candidate, id=-1 - candidate.id, parents=()), outcome, teller=stage.number)
         stage.num_told += 1
         stage.num_stagnant += 1
-        if self._progress.add(candidate, outcome):
-            for each in self._stages:
-                each.num_stagnant = 0
+        self._note(candidate, outcome)
         for number, searcher in self._searchers.items():
             if self._stages[number].over is None:
                 self._stages[number].judge(searcher)
+
+    def hear(self, candidate: Candidate, outcome: Outcome) -> None:
+        """Let all stages hear of a candidate that none of them asked, whose id is negative.
+
+        Raises:
+            ConfigError: when the scalarisation does not fit the objectives.
+        """
+        self._spread(replace(candidate, id=candidate.id - _FOREIGN, parents=()), outcome)
+        self._note(candidate, outcome)
 
     @property
     def finished(self) -> str | None:
@@ -192,6 +199,18 @@ class Portfolio:
         if len(running) == 1 and running[0].number in self._searchers:
             inner = self._searchers[running[0].number].status()
         return {"searching": ", ".join(names), **told, **inner}
+
+    def _spread(self, heard: Candidate, outcome: Outcome, teller: int | None = None) -> None:
+        """Let those that listen hear an outcome, but the one that was told of it."""
+        for number, searcher in self._searchers.items():
+            if number != teller and self._stages[number].over is None and isinstance(searcher, Listener):
+                searcher.hear(heard, outcome)
+
+    def _note(self, candidate: Candidate, outcome: Outcome) -> None:
+        """Take note of the best, and of progress."""
+        if self._progress.add(candidate, outcome):
+            for each in self._stages:
+                each.num_stagnant = 0
 
     def _running(self) -> list[_Stage]:
         """Return the stages whose turn it may be."""
@@ -211,7 +230,7 @@ class Portfolio:
             inner.genome,
             origin=f"stage {stage.number}: {inner.origin}",
             generation=inner.generation,
-            parents=tuple(stage.ids[parent] if parent >= 0 else -1 - parent for parent in inner.parents),
+            parents=tuple(stage.ids[parent] if parent >= 0 else _known(parent) for parent in inner.parents),
         )
         stage.ids.append(candidate.id)
         self._open[candidate.id] = stage, inner
@@ -239,3 +258,8 @@ class Portfolio:
             raise ConfigError(
                 f"{path}.{text.removeprefix('search.')}" if text.startswith("search.") else text
             ) from None
+
+
+def _known(parent: int) -> int:
+    """Return the portfolio's id of a candidate that a stage has only heard of."""
+    return parent + _FOREIGN if parent < -_FOREIGN else -1 - parent

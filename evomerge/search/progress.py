@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from evomerge.search.front import Front
 from evomerge.search.ranking import NOTHING_YET, standing
 from evomerge.search.scalar import Scalarize
 from evomerge.search.types import Candidate, Outcome
@@ -19,7 +20,7 @@ class Progress:
     def __init__(self, scalarize: Scalarize) -> None:
         self._scalarize = scalarize
         self._best = (NOTHING_YET, -1)
-        self._front: list[tuple[float, ...]] = []
+        self._front = Front()
         self.best: Candidate | None = None
         """The feasible candidate of highest scalarised objective, the earlier of equals."""
 
@@ -36,13 +37,4 @@ class Progress:
         rank = (standing(outcome, self._scalarize), candidate.id)
         if rank < self._best:
             self._best, self.best = rank, candidate
-        new = outcome.objectives
-        if any(_covers(old, new) for old in self._front):
-            return False
-        self._front = [old for old in self._front if not _covers(new, old)]
-        self._front.append(new)
-        return True
-
-
-def _covers(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return all(a >= b for a, b in zip(one, other, strict=True))
+        return not self._front.covers(outcome.objectives) and self._front.add(candidate.id, outcome.objectives)

@@ -133,6 +133,16 @@ class StagedSearch:
         if self._is_last() and not self._open and self._searcher.finished is not None:
             self._finished = self._searcher.finished
 
+    def hear(self, candidate: Candidate, outcome: Outcome) -> None:
+        """Let a candidate that was not asked here, whose id is negative, be where the next stage starts, if it is best.
+
+        Raises:
+            ConfigError: when the scalarisation does not fit the objectives.
+        """
+        rank = (standing(outcome, self._scalarize), candidate.id)
+        if outcome.state == "feasible" and rank < self._best:
+            self._best, self._best_genome = rank, candidate.genome
+
     @property
     def finished(self) -> str | None:
         """Why no further candidate will come, or None."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from evomerge.documents import dotted_path, first_difference
 from evomerge.errors import ConfigError
 from evomerge.recipe import Recipe
 from evomerge.spaces.types import Dimension, Genome, Value
@@ -60,9 +61,15 @@ def check_inverse(decode: Callable[[Genome], Recipe], genome: Genome, recipe: Re
         ConfigError: when it does not.
     """
     try:
-        same = decode(genome) == recipe
-    except ConfigError:
-        same = False
-    if not same:
-        raise ConfigError("recipe: no genome of this space decodes to it; give a recipe that this space made")
+        decoded = decode(genome)
+    except ConfigError as error:
+        raise _other_space(str(error).removeprefix("genome: ")) from None
+    if decoded != recipe:
+        place = first_difference(recipe.to_mapping(), decoded.to_mapping())
+        raise _other_space(f"{dotted_path(place)} is not what the space gives there" if place else "")
     return genome
+
+
+def _other_space(why: str) -> ConfigError:
+    found = f" ({why})" if why else ""
+    return ConfigError(f"recipe: no genome of this space decodes to it{found}; give a recipe that this space made")

@@ -89,6 +89,10 @@ class JointSpace:
         """The starts of both parts, so that the first recipe is the parameter space's own."""
         return (*self._parameter.start, *self._encoding.start)
 
+    def weights_of(self, source: str) -> tuple[str, ...]:
+        """Return the names of the dimensions that are weights of a source in the merged model; routes have none."""
+        return self._parameter.weights_of(source)
+
     def decode(self, genome: Genome) -> Recipe:
         """Return the recipe of a genome.
 

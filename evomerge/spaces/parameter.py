@@ -146,6 +146,11 @@ class ParameterSpace:
         genome = tuple(found.get(dimension.name) for dimension in self._dimensions)
         return check_inverse(self.decode, genome, recipe)
 
+    def weights_of(self, source: str) -> tuple[str, ...]:
+        """Return the names of the dimensions that are weights of a source; none for one that has none."""
+        weights = (gene for gene in self._genes if gene.parameter.name == "weight" and gene.alias == source)
+        return tuple(gene.dimension.name for gene in weights)
+
     def _choices_of(self, names: tuple[str, ...]) -> dict[Site, Dimension]:
         """Return the dimension that chooses the method of each site; with one method, none."""
         if len(names) == 1:

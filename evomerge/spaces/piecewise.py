@@ -21,6 +21,7 @@ from evomerge.spaces.breeding import Angle, Chromosome
 from evomerge.spaces.checking import check_genome, check_inverse
 from evomerge.spaces.config import SpaceConfig
 from evomerge.spaces.grams import Grams, Matrix, Positions
+from evomerge.spaces.held import with_values
 from evomerge.spaces.pieces import Pieces, simplified
 from evomerge.spaces.types import Dimension, Genome
 
@@ -144,6 +145,27 @@ class PiecewiseSpace:
         individual = self.individual(genome)
         numbers = self._numbers(individual)
         return self._nearest(individual) if numbers is None else numbers
+
+    def weights_of(self, source: str) -> tuple[str, ...]:
+        """Return the names of the dimensions that are weights of a source; the first has what the others leave."""
+        return tuple(name for name in (d.name for d in self._dimensions) if name.startswith(f"weight/{source}/"))
+
+    def with_weights(self, genome: Genome, weights: Mapping[str, float]) -> Genome:
+        """Return a genome, of pieces or of numbers, with other weights of sources, for which the first one makes up.
+
+        Raises:
+            ConfigError: when it is of another space.
+        """
+        if not genome or genome[0] != _WORD:
+            values = {name: weight for source, weight in weights.items() for name in self.weights_of(source)}
+            return with_values(self._dimensions, genome, values)
+        individual = self.individual(genome)
+        coefficients = individual.coefficients.copy()
+        for source, weight in weights.items():
+            row = self.grams.aliases.index(source)
+            coefficients[0] += coefficients[row] - weight
+            coefficients[row] = weight
+        return self.genome(simplified(self.grams, individual.ends, coefficients, individual.seeds))
 
     def decode(self, genome: Genome) -> Recipe:
         """Return the recipe of a genome, of pieces or of numbers.

@@ -89,6 +89,15 @@ def _broken_factory() -> NoReturn:
     raise SourceError("sources.math: no such folder; give the path of a checkpoint")
 
 
+def _refusal(executor: Executor, workers: int) -> str:
+    """Return why an executor refuses a number of workers; empty where it accepts it."""
+    try:
+        executor.resize(workers)
+    except StateError as error:
+        return str(error)
+    return ""
+
+
 class ExecutorContract(ABC):
     """What the coordinator relies on, whatever the executor."""
 
@@ -194,6 +203,29 @@ class ExecutorContract(ABC):
             executor.submit(jobs([0])[0])
             with pytest.raises(SourceError, match="no such folder"):
                 drain(executor)
+
+    def test_the_number_of_workers_follows_at_once_or_is_refused_in_one_sentence(self) -> None:
+        """Growing and shrinking while jobs are open costs no attempt; the figures count what workers did."""
+        with self.executor(partial(FunctionScorer, closeness), workers=1) as executor:
+            for job in jobs(range(3)):
+                executor.submit(job)
+            executor.resize(1)
+            refusal = _refusal(executor, 2)
+            assert "\n" not in refusal
+            assert executor.capacity == (1 if refusal else 2)
+            events = executor.wait(30.0)
+            executor.resize(1)
+            assert executor.capacity == 1
+            for job in jobs(range(3, 6)):
+                executor.submit(job)
+            closed = finals(events + drain(executor))
+            assert len(closed) == 6
+            assert all(isinstance(event, Completed) and event.attempt == 1 for event in closed.values())
+            assert "worker" in _refusal(executor, 0)
+            figures = executor.status()
+            assert figures["workers"] == 1
+            assert 0 < float(figures["busy_share"]) <= 1
+            assert figures["gpu_seconds"] == 0
 
     def test_misuse_is_refused_and_closing_is_final(self) -> None:
         """Waiting for nothing returns; a key is open once; closing drops open jobs and may be repeated."""

@@ -14,13 +14,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from evomerge.search.genomes import deactivate, unit_from_genome
+from evomerge.search.genomes import deactivate, genome_from_unit, unit_from_genome
+from evomerge.search.steered import Steered
 from evomerge.search.types import Candidate, Outcome, Searcher
+from evomerge.spaces.held import HeldSpace, Weighted
 from evomerge.spaces.types import Dimension, Space, Value
 from evomerge.testing.spaces import BoxSpace, closeness
 
@@ -272,6 +274,54 @@ class SearcherContract(ABC):
             else:
                 searcher.tell(replayed[id_], score(replayed[id_]))
         assert list(replayed.values()) == candidates
+
+    def test_a_steered_search_replays(self, space: Space) -> None:
+        """Adoptions and holds at random moments leave the search a function of the order of events."""
+        rng = np.random.default_rng(4)
+        score = quadratic(space)
+        events: list[tuple[str, Any]] = []
+        flight: list[Candidate] = []
+        search, candidates = self._steered(space), []
+        for _ in range(3 * self.evaluations):
+            match ("ask", "ask", "tell", "tell", "adopt", "hold")[int(rng.integers(6))]:
+                case "ask":
+                    events.append(("ask", None))
+                    asked = search.ask(1)
+                case "tell" if flight:
+                    done = flight.pop(int(rng.integers(len(flight))))
+                    events.append(("tell", done.id))
+                    search.tell(done, score(done))
+                    continue
+                case "hold" if isinstance(space, Weighted) and space.weights_of("expert"):
+                    weight = None if rng.random() < 0.5 else float(rng.random())
+                    events.append(("hold", weight))
+                    search.hold("expert", weight)
+                    continue
+                case _:
+                    genome = genome_from_unit(space, rng.random(len(space.dimensions)))
+                    events.append(("adopt", genome))
+                    asked = [search.adopt(genome)]
+            candidates += asked
+            flight += asked
+        assert [candidate.id for candidate in candidates] == list(range(len(candidates)))
+        assert self._replayed(space, events, score) == candidates
+
+    def _steered(self, space: Space) -> Steered:
+        held = HeldSpace(space)
+        return Steered(self.make(held, 5), held)
+
+    def _replayed(self, space: Space, events: list[tuple[str, Any]], score: Score) -> list[Candidate]:
+        search, candidates = self._steered(space), list[Candidate]()
+        for event, what in events:
+            if event == "ask":
+                candidates += search.ask(1)
+            elif event == "adopt":
+                candidates.append(search.adopt(what))
+            elif event == "hold":
+                search.hold("expert", what)
+            else:
+                search.tell(candidates[what], score(candidates[what]))
+        return candidates
 
     def test_flat_scores_never_end_a_search(self, space: Space) -> None:
         """Equal scores for every candidate are no sign of convergence."""

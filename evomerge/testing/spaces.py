@@ -49,6 +49,10 @@ class BoxSpace:
         self.dimensions = (*weights, METHOD, DENSITY, MASK_SEED) if mixed else weights
         self.start: Genome = deactivate(self.dimensions, [dimension.default for dimension in self.dimensions])
 
+    def weights_of(self, source: str) -> tuple[str, ...]:
+        """Return the names of the dimensions that are weights of a source."""
+        return tuple(dimension.name for dimension in self.dimensions[: self.num_weights] if source == "expert")
+
     def decode(self, genome: Genome) -> Recipe:
         """Return the recipe of a genome.
 

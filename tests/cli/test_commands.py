@@ -84,11 +84,13 @@ def test_a_folder_that_is_called_as_the_catalogues_suite_is_not_taken_for_it(
 def test_status_json(cli: Cli, finished: Path) -> None:
     facts = cli("status", finished, "--json").json
     assert list(facts) == [
-        "run", "state", "evaluations", "best", "hypervolume", "front_size", "elapsed_s", "budget",
+        "run", "state", "evaluations", "best", "hypervolume", "front_size", "elapsed_s", "budget", "spent",
+        "busy_share", "workers",
     ]  # fmt: skip
     assert set(facts["evaluations"]) == {"done", "failed", "infeasible", "running"}
     assert set(facts["best"]) == set(OBJECTIVES)
-    assert set(facts["budget"]) == {"evaluations", "hours", "gpu_hours", "target"}
+    limits = {"evaluations", "hours", "gpu_hours", "cost", "cost_per_gpu_hour", "target", "plateau"}
+    assert set(facts["budget"]) == limits
     assert (facts["run"], facts["state"], facts["evaluations"]["done"]) == ("run", "finished", 10)
     assert facts["front_size"] == len(cli("pareto", finished, "--json").json)
     assert facts["hypervolume"] > 0
@@ -96,8 +98,9 @@ def test_status_json(cli: Cli, finished: Path) -> None:
 
 
 def test_status_says_whether_a_run_runs_was_paused_or_ended(
-    cli: Cli, config: Any, finished: Path, run_copy: Path, tmp_path: Path
+    cli: Cli, config: Any, finished: Path, run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("evomerge.run.coordinator.LOOK_S", 0.0)
     assert cli("status", finished, "--json").json["state"] == "finished"
     seen: list[dict[str, Any]] = []
     paused = tmp_path / "paused"

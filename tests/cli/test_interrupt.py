@@ -78,7 +78,7 @@ class _SlowScorer(SteadyScorer):
         return super().score(recipe, split)
 
 
-def forked_run(problem: Path, out: Path, *, slow: bool) -> Any:
+def forked_run(problem: Path, out: Path, *, slow: bool, name: str = "search.yaml") -> Any:
     """Run the search in a forked process whose standard error goes to a file beside the run."""
 
     def session() -> None:
@@ -96,7 +96,7 @@ def forked_run(problem: Path, out: Path, *, slow: bool) -> Any:
             return found
 
         session.open_problem = opened
-        code = run_command(["run", str(problem / "search.yaml"), "--out", str(out), "--plain"])
+        code = run_command(["run", str(problem / name), "--out", str(out), "--plain"])
         sys.stderr.flush()
         os._exit(code)
 

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from evomerge.cli.live import PLAIN_EVERY_S, LiveView, line, panel
-from evomerge.run.coordinator import DRAINING
 from evomerge.run.lease import Lease
+from evomerge.run.observer import DRAINING
 from evomerge.run.session import start
 from evomerge.run.view import load_run
 from tests.cli.conftest import Cli, snapshot, steady_executor

@@ -15,7 +15,8 @@ from evomerge.cluster.jobs import entrypoint
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 PAGES = [
-    ROOT / "docs" / f"{name}.md" for name in ("ray_jobs", "kuberay", "slurm", "ray_launcher", "skypilot", "container")
+    ROOT / "docs" / f"{name}.md"
+    for name in ("ray_jobs", "kuberay", "slurm", "ray_launcher", "skypilot", "container", "mirror", "metrics")
 ]
 
 
@@ -36,8 +37,7 @@ def kubernetes(kind: str) -> Any:
 def shell_texts() -> dict[str, str]:
     """Return every piece of shell in the folder by where it is."""
     texts = {"slurm.sh": read("slurm.sh"), "kuberay.yaml": kubernetes("RayJob")["spec"]["entrypoint"]}
-    for part in ("setup", "run"):
-        texts[f"skypilot.yaml:{part}"] = document("skypilot.yaml")[part]
+    texts["skypilot.yaml:run"] = document("skypilot.yaml")["run"]
     for cloud in ("aws.yaml", "gcp.yaml"):
         for key, value in document(cloud).items():
             if key.endswith("_commands") and value:

@@ -18,13 +18,14 @@ import yaml
 
 with open(sys.argv[1]) as file:
     config = yaml.safe_load(file)
-task = sky.Task.from_yaml_config(config, secrets_overrides=[("RAY_AUTH_TOKEN", "token")])
+secrets = [(name, "secret") for name in config["secrets"]]
+task = sky.Task.from_yaml_config(config, secrets_overrides=secrets)
 (resources,) = task.resources
 assert task.num_nodes == 2
 assert resources.use_spot
 assert resources.accelerators == {"L4": 1}
 try:
-    sky.Task.from_yaml_config({**config, "num_node": 2}, secrets_overrides=[("RAY_AUTH_TOKEN", "token")])
+    sky.Task.from_yaml_config({**config, "num_node": 2}, secrets_overrides=secrets)
 except ValueError:
     pass
 else:

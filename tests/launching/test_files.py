@@ -54,6 +54,7 @@ def test_every_file_of_the_folder_is_tested_here() -> None:
     names = {path.name for path in CLUSTER.iterdir()}
     assert names == {
         "README.md", "Dockerfile", "search.yaml", "kuberay.yaml", "slurm.sh", "aws.yaml", "gcp.yaml", "skypilot.yaml",
+        "grafana.json",
     }  # fmt: skip
 
 
@@ -65,8 +66,9 @@ def test_the_search_that_the_files_start_is_valid() -> None:
 def test_every_way_runs_the_search_with_one_and_the_same_command() -> None:
     commands = search_commands()
     assert set(commands) == {"submit", "kuberay.yaml", "slurm.sh", "skypilot.yaml:run"}
-    for words in commands.values():
-        assert words[4:] == [*words[4:5], "--resume", "--plain", "--set", "executor.address=auto"]
+    for name, words in commands.items():
+        mirror = ["--mirror", "$MIRROR"] if name.startswith("skypilot") else []
+        assert words[4:] == [*words[4:5], "--resume", "--plain", "--set", "executor.address=auto", *mirror]
         options = parsed(words).params
         assert options["continues"]
         assert options["plain"]
@@ -174,12 +176,10 @@ def test_ray_accepts_the_launchers_start_commands(cloud: str) -> None:
 def test_skypilots_file_has_its_keys() -> None:
     """A subset of SkyPilot's schema; `make skypilot` asks its own parser, in an environment of its own."""
     task = document("skypilot.yaml")
-    assert set(task) == {"name", "num_nodes", "resources", "envs", "secrets", "file_mounts", "setup", "run"}
-    assert set(task["resources"]) == {
-        "image_id", "infra", "accelerators", "cpus", "memory", "use_spot", "job_recovery",
-    }  # fmt: skip
+    assert set(task) == {"name", "num_nodes", "resources", "envs", "secrets", "file_mounts", "run"}
+    assert set(task["resources"]) == {"image_id", "accelerators", "cpus", "memory", "use_spot", "job_recovery"}
     assert all((ROOT / source).is_file() for source in task["file_mounts"].values())
-    used = set(re.findall(r"\$\{?([A-Z_]+)", task["setup"] + task["run"]))
+    used = set(re.findall(r"\$\{?([A-Z_]+)", task["run"]))
     given = {*task["envs"], *task["secrets"], "RAY_ADDRESS"}
     assert used - given <= {"SKYPILOT_NODE_IPS", "SKYPILOT_NODE_RANK"}
 

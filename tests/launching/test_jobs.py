@@ -88,6 +88,12 @@ def test_the_search_file_travels_with_the_job(server: JobServer) -> None:
     assert (job.id, job.status, job.search) == (f"{KEY}-1", "PENDING", "f")
 
 
+def test_a_mirror_travels_with_the_command(server: JobServer) -> None:
+    server.submit(RUN, "name: a\n", 1, fingerprint="f", mirror="s3://bucket/my runs/a")
+    (options,) = client(server).submitted
+    assert options["entrypoint"] == f"{jobs.entrypoint(RUN)} --mirror 's3://bucket/my runs/a'"
+
+
 def test_of_two_submissions_at_once_one_becomes_the_job(server: JobServer) -> None:
     client(server).add(f"{KEY}-1", "RUNNING", metadata={"evomerge_search": "theirs"})
     job = server.submit(RUN, "name: a\n", 1, fingerprint="mine")

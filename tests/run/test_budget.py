@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from evomerge.cluster import Event as ExecutorEvent
+from evomerge.cluster import InlineExecutor
 from evomerge.documents import Document
 from evomerge.errors import ConfigError
-from evomerge.run import coordinator
-from evomerge.run.budget import Meter
+from evomerge.fitness.types import Evaluation, Split
+from evomerge.recipe import Recipe
+from evomerge.run import coordinator, session
+from evomerge.run.budget import Meter, spending
+from evomerge.run.commands import Drain, Inbox, send
 from evomerge.run.config import RunConfig
 from evomerge.run.events import Asked, Evaluated
 from evomerge.run.journal import read_journal
+from evomerge.run.problem import Problem
 from evomerge.run.replay import verify
 from evomerge.run.session import resume, start
 from evomerge.run.view import load_run
 from tests.run.conftest import CONFIG
-from tests.run.small import analytic_executor, small_search, write_problem
+from tests.run.small import AnalyticScorer, analytic_executor, small_search, write_problem
 from tests.run.test_resume import killed_session, story
 
 
@@ -34,6 +41,8 @@ class Clock:
 @dataclass
 class Spent:
     num_done: int = 0
+    num_stagnant: int = 0
+    best: float | None = None
 
 
 def search(executor: dict[str, Any] | None = None, **budget: Any) -> RunConfig:
@@ -77,6 +86,46 @@ class TestMeter:
         meter = Meter(search(executor, evaluations=None, gpu_hours=1), clock=clock)
         clock.seconds += 3599.0
         assert meter.spent(Spent()) is None
+
+    def test_gpu_hours_are_what_workers_really_held_and_go_on_from_earlier_sessions(self) -> None:
+        clock = Clock()
+        executor = {"kind": "ray", "workers": 4, "gpus_per_worker": 2}
+        meter = Meter(search(executor, evaluations=None, gpu_hours=8), gpu_s=7 * 3600.0, clock=clock)
+        clock.seconds += 1e6
+        meter.hear({"gpu_seconds": 3599.0})
+        assert meter.gpu_s() == 8 * 3600.0 - 1
+        assert meter.spent(Spent()) is None
+        meter.hear({"gpu_seconds": 3600.0})
+        assert meter.spent(Spent()) == "8 GPU-hours are spent"
+
+    def test_a_cost_is_gpu_hours_at_their_price(self) -> None:
+        executor = {"kind": "ray", "gpus_per_worker": 1}
+        meter = Meter(search(executor, evaluations=None, cost=10, cost_per_gpu_hour=2.5), clock=Clock())
+        meter.hear({"gpu_seconds": 4 * 3600.0 - 1})
+        assert meter.spent(Spent()) is None
+        meter.hear({"gpu_seconds": 4 * 3600.0})
+        assert meter.spent(Spent()) == "the cost of 10 is reached"
+
+    def test_a_plateau_is_so_many_evaluations_without_growth(self) -> None:
+        meter = Meter(search(evaluations=None, plateau=5), clock=Clock())
+        assert meter.spent(Spent(100, 4)) is None
+        assert meter.spent(Spent(100, 5)) == "a plateau: 5 evaluations brought nothing better"
+
+    def test_a_target_is_reached_by_the_best(self) -> None:
+        meter = Meter(search(target=0.5), clock=Clock())
+        assert [meter.spent(Spent(best=best)) for best in (None, 0.49)] == [None, None]
+        assert meter.spent(Spent(best=0.5)) == "the target 0.5 was reached"
+
+    def test_spending_is_told_in_the_units_of_the_budget(self) -> None:
+        budget = search({"kind": "ray", "gpus_per_worker": 1}, cost_per_gpu_hour=2).budget
+        assert spending(budget, evaluations=7, elapsed_s=1800.0, gpu_s=5400.0) == {
+            "evaluations": 7, "hours": 0.5, "gpu_hours": 1.5, "cost": 3.0,
+        }  # fmt: skip
+        assert spending(search().budget, evaluations=0, elapsed_s=0.0, gpu_s=0.0)["cost"] is None
+
+    def test_a_cost_needs_a_price(self) -> None:
+        with pytest.raises(ConfigError, match=r"set budget\.cost_per_gpu_hour too"):
+            search({"kind": "ray", "gpus_per_worker": 1}, cost=3)
 
     def test_no_limit_is_never_reached(self) -> None:
         clock = Clock()
@@ -134,7 +183,82 @@ def test_a_budget_may_be_changed_and_changed_again(folder: Path, tmp_path: Path)
     assert "hours are over" in load_run(path).state.reason
     resume(path, ["budget.evaluations=8", "budget.hours=null"], executor=analytic_executor)
     assert load_run(path).state.num_done == 8
-    assert load_run(path).budget.model_dump() == {"evaluations": 8, "hours": None, "gpu_hours": None, "target": None}
+    assert load_run(path).budget.model_dump(exclude_none=True) == {"evaluations": 8}
+
+
+def test_a_search_ends_on_a_plateau_of_best_and_hypervolume(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    reason = ending(small_search(folder, evaluations=1, budget={"evaluations": 200, "plateau": 6}), path)
+    assert reason == "a plateau: 6 evaluations brought nothing better"
+    run = load_run(path)
+    course = run.history()
+    assert run.state.num_stagnant == 6
+    last = course.hypervolume[-1]
+    grown = [
+        place
+        for place in range(len(course.best))
+        if (course.hypervolume[place], course.best[place]) != (last, course.best[-1])
+    ]
+    assert len(course.best) - 1 - (grown[-1] + 1) == 6
+    resume(path, ["budget.plateau=null", f"budget.evaluations={run.state.num_done + 3}"], executor=analytic_executor)
+    assert load_run(path).state.num_done == run.state.num_done + 3
+
+
+class _Holding(InlineExecutor):
+    """Scores in this process, and says that its workers have held GPUs for 100 seconds with every result."""
+
+    held = 0.0
+
+    def wait(self, timeout_s: float) -> list[ExecutorEvent]:
+        events = super().wait(timeout_s)
+        self.held += 100.0 * len(events)
+        return events
+
+    def status(self) -> dict[str, float | int | str]:
+        return {**super().status(), "gpu_seconds": self.held}
+
+
+def test_gpus_are_accounted_for_over_sessions_and_end_the_search(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinator, "LOOK_S", 0.0)
+    path = tmp_path / "run"
+    limits = {"evaluations": None, "cost": 3.0, "cost_per_gpu_hour": 6.0}  # 1,800 GPU-seconds
+    config = small_search(
+        folder, evaluations=1, budget=limits, executor={"kind": "ray", "gpus_per_worker": 2}, finalists=0
+    )
+
+    def executor(problem: Problem) -> InlineExecutor:
+        return _Holding(problem.config.executor, lambda: AnalyticScorer(problem))
+
+    sender = iter([None] * 7 + [Drain(command="pause")])
+
+    def leaves(problem: Problem) -> InlineExecutor:
+        class Scorer(AnalyticScorer):
+            def score(self, recipe: Recipe, split: Split) -> Evaluation:
+                command = next(sender, None)
+                if command is not None:
+                    send(path, command)
+                return super().score(recipe, split)
+
+        return _Holding(problem.config.executor, lambda: Scorer(problem))
+
+    monkeypatch.setattr(session, "Inbox", partial(Inbox, every_s=0.0))
+    assert start(config, path, executor=leaves).ending == "paused"
+    held = load_run(path).state.gpu_s
+    assert 700 <= held <= 1000
+    assert resume(path, executor=executor).ending == "finished"
+    run = load_run(path)
+    assert run.state.reason == "the cost of 3 is reached"
+    assert run.state.gpu_s >= 1800.0
+    spent = run.status()["spent"]
+    assert spent["cost"] == round(run.state.gpu_s / 3600 * 6, 6)
+    assert spent["evaluations"] == run.state.num_done
+    (one,) = [e for e in run.show(0)["evaluations"] if e["split"] == "search"]
+    assert one["gpus"] == 2.0
+    assert one["gpu_seconds"] == pytest.approx(2 * sum(one["seconds"].values()), abs=1e-3)
+    marks = [event.gpu_s for event in read_journal(path / "journal.jsonl") if isinstance(event, Evaluated)]
+    assert marks == sorted(marks)
 
 
 TINY_SPACE = {

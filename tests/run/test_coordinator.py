@@ -13,6 +13,7 @@ from evomerge.cluster import InlineExecutor
 from evomerge.errors import EvaluationError, StateError
 from evomerge.fitness.types import Evaluation, Split
 from evomerge.recipe import Recipe
+from evomerge.run import coordinator
 from evomerge.run.config import RunConfig
 from evomerge.run.events import Asked, Evaluated, Finished, Paused, Reference, Retried
 from evomerge.run.journal import read_journal
@@ -193,8 +194,9 @@ class _DrainsAfter:
 
 @pytest.mark.parametrize("looks", [1, 3, 6, 8, 15, 17, 20])
 def test_drained_at_any_instant_the_run_pauses_soon_and_then_ends_as_the_undisturbed_one(
-    config: RunConfig, undisturbed: Path, tmp_path: Path, looks: int
+    config: RunConfig, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks: int
 ) -> None:
+    monkeypatch.setattr(coordinator, "LOOK_S", 0.0)
     path = tmp_path / "run"
     assert start(config, path, executor=analytic_executor, observer=_DrainsAfter(looks)).ending == "paused"
     events = read_journal(path / "journal.jsonl")

@@ -64,8 +64,9 @@ def workers_of(process: psutil.Process) -> list[psutil.Process]:
 
 
 def test_a_worker_killed_while_scoring_costs_one_retry_and_nothing_else(
-    config: RunConfig, undisturbed: Path, tmp_path: Path
+    config: RunConfig, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("evomerge.run.coordinator.LOOK_S", 0.0)
     killed: list[int] = []
 
     def kill_once(figures: Mapping[str, float | int | str]) -> None:

@@ -30,11 +30,13 @@ def finished(recorder: Recorder) -> Run:
 def test_status_has_the_keys_that_the_interface_pins(finished: Run) -> None:
     status = finished.status()
     assert list(status) == [
-        "run", "state", "evaluations", "best", "hypervolume", "front_size", "elapsed_s", "budget",
+        "run", "state", "evaluations", "best", "hypervolume", "front_size", "elapsed_s", "budget", "spent",
+        "busy_share", "workers",
     ]  # fmt: skip
     assert status["evaluations"] == {"done": 8, "failed": 1, "infeasible": 1, "running": 0}
     assert (status["run"], status["state"], status["elapsed_s"]) == ("run", "finished", 100.0)
-    assert status["budget"] == {"evaluations": 8, "hours": None, "gpu_hours": None, "target": None}
+    assert {key: value for key, value in status["budget"].items() if value is not None} == {"evaluations": 8}
+    assert status["spent"] == {"evaluations": 8, "hours": round(100 / 3600, 6), "gpu_hours": 0.0, "cost": None}
     json.dumps(status, allow_nan=False)
 
 
@@ -178,7 +180,8 @@ def test_a_changed_budget_is_the_budget(recorder: Recorder) -> None:
     recorder.start()
     recorder.journal.append(Budget(changes={"evaluations": 200, "hours": 1.5}))
     assert load_run(recorder.folder.path).status()["budget"] == {
-        "evaluations": 200, "hours": 1.5, "gpu_hours": None, "target": None,
+        "evaluations": 200, "hours": 1.5, "gpu_hours": None, "cost": None, "cost_per_gpu_hour": None, "target": None,
+        "plateau": None,
     }  # fmt: skip
 
 
