@@ -12,7 +12,7 @@ help:
 	@echo "make test     run the tests"
 	@echo "make lint     ruff and mypy"
 	@echo "make bench    run the benchmarks and print their tables"
-	@echo "make soak     the remaining fault scenarios, and a long search among random faults (an hour)"
+	@echo "make soak     the remaining fault scenarios, and a long search among random faults (half an hour)"
 	@echo "make wheel    build the wheel and smoke-test it in a fresh environment"
 	@echo "make skypilot let SkyPilot's own parser read cluster/skypilot.yaml in a fresh environment"
 	@echo "make install  make $(VENV) with $(BIN)/evomerge in it"

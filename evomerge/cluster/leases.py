@@ -6,7 +6,8 @@ A job is given out as a *lease* to one worker. Four things may happen to a lease
   closes the job at once, because trying again cannot mend it. The worker is healthy.
 * the worker was lost (died, or gave no answer in time): the job is tried again, unless it was the loss of so
   many workers that it must be the cause. Then it is quarantined.
-* the worker's whole machine was lost: the job is tried again, but is not blamed for the loss.
+* the worker's whole machine was lost: the job is tried again at no cost, since several machines may go at once; only
+  a job that lost `MACHINES` of them is closed.
 * the worker was preempted: its machine was taken away. That says nothing about the job and costs no attempt.
 
 Jobs that come back are given out before all others, in the order in which they came back.
@@ -25,6 +26,9 @@ from evomerge.cluster.faults import Fault
 from evomerge.cluster.types import Completed, Failed, Job, Retried
 from evomerge.errors import StateError
 from evomerge.fitness.types import Evaluation
+
+MACHINES = 10
+"""A job during which so many machines were lost is closed: it may be what takes them down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,8 @@ class _Open:
     """Attempts that count against the limit."""
     killed: int = 0
     """Workers that died or hung over it."""
+    machines: int = 0
+    """Machines that were lost while they worked on it."""
 
 
 class Leases:
@@ -178,14 +184,15 @@ class Leases:
             worker: who held the lease.
             reason: for people.
             preempted: its machine was taken away; that costs no attempt.
-            blameless: its machine was lost; the job is not blamed for it.
+            blameless: its machine was lost; that costs no attempt either, `MACHINES` times.
             may_answer: the worker is not known to be dead, and its late answer is welcome until `forget`.
         """
         lease = self._take(worker)
         if not self._is_open(lease):
             return None
         state = self._open[lease.job.key]
-        state.lost += not preempted
+        state.machines += blameless
+        state.lost += not (preempted or blameless)
         state.killed += not (preempted or blameless)
         if state.killed >= self._quarantine_after:
             self.quarantined += 1
@@ -194,6 +201,8 @@ class Leases:
             return Failed(lease.job, "quarantined", text, lease.attempt)
         if state.lost >= self._attempts:
             return self._fail(lease, f"{reason} (attempt {state.lost} of {self._attempts})")
+        if state.machines >= MACHINES:
+            return self._fail(lease, f"{reason} (the loss of {MACHINES} machines)")
         if may_answer:
             self._late[worker] = lease
         return self._retry(lease, reason)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from evomerge.cluster._limits import Limits
 from evomerge.cluster.faults import Fault
-from evomerge.cluster.leases import Lease, Leases
+from evomerge.cluster.leases import MACHINES, Lease, Leases
 from evomerge.cluster.types import Completed, Event, Failed, Retried
 from evomerge.errors import ConfigError, EvaluationError, NotBuiltError, StateError, WorkerLostError
 from evomerge.fitness.types import Evaluation, Minibatch
@@ -144,14 +144,17 @@ def test_misuse_is_refused() -> None:
         leases.give("w", 0.0)
 
 
-def test_the_loss_of_a_machine_costs_an_attempt_and_no_blame() -> None:
+def test_the_loss_of_machines_costs_no_attempt_until_they_are_too_many() -> None:
+    """Three may go at once, with workers that had only just been given the job."""
     leases = policy(attempts=2, quarantine_after=1)
-    given_to(leases)
-    assert isinstance(leases.lost("w", "died with its node", blameless=True), Retried)
+    for _ in range(MACHINES - 1):
+        given_to(leases)
+        assert isinstance(leases.lost("w", "died with its node", blameless=True), Retried)
     given_to(leases)
     event = leases.lost("w", "died with its node", blameless=True)
     assert isinstance(event, Failed)
     assert (event.kind, leases.quarantined) == ("error", 0)
+    assert "the loss of 10 machines" in event.reason
 
 
 def test_a_late_answer_closes_a_job_that_waits_for_another_worker() -> None:
