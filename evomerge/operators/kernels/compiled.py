@@ -13,8 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from llvmlite.binding import ffi
 from numba import carray, njit, types
 from numba.extending import intrinsic
+
+# vLLM on a CPU asks whatever stands in any module for its `__dict__`; this object would answer with a function.
+ffi.lib._fntab.setdefault("__dict__", {})  # noqa: SLF001
 
 BLOCK = 1024
 """Elements that are worked on together; a divisor of `masks.BLOCK`."""
