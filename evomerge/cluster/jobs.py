@@ -271,8 +271,8 @@ def _prepare_environment() -> None:
 
 def _quiet() -> None:
     """Let Ray's client log what is wrong, and not each request that it makes."""
-    for handler in logging.getLogger("ray").handlers:
-        handler.setLevel(logging.ERROR)
+    for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager

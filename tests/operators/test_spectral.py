@@ -320,12 +320,13 @@ class TestKept:
                 store[what] = make()  # type: ignore[operator]
             return store[what]
 
+        files = {"kept": kept, "filed": kept}
         tasks = draw(26, 6, 9)
         weight = 0.4 if method.startswith("iso") else [0.4, 0.7, 0.2]
         scale = {} if method == "doge" else {"scale": 0.3}
         expected = run(method, tasks, weight=weight, **scale)
-        run(method, tasks, context={"kept": kept})
+        run(method, tasks, context=files)
         for name in ("eigh", "svd", "qr"):
             monkeypatch.setattr(torch.linalg, name, None)
-        again = run(method, tasks, context={"kept": kept}, weight=weight, **scale)
+        again = run(method, tasks, context=files, weight=weight, **scale)
         assert np.array_equal(again, expected)

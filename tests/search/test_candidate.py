@@ -30,13 +30,6 @@ def test_a_recipe_is_decoded_once_and_only_when_it_is_looked_at() -> None:
     assert candidate.recipe == BoxSpace().decode(space.start)
 
 
-def test_a_ready_recipe_is_not_decoded_again() -> None:
-    space = CountingSpace()
-    recipe = BoxSpace().decode(space.start)
-    assert Ledger(space).issue(space.start, origin="test", recipe=recipe).recipe is recipe
-    assert space.decoded == 0
-
-
 def test_candidates_are_equal_by_what_the_journal_stores() -> None:
     """Looking at a recipe changes nothing, and neither does who would decode it."""
     space = BoxSpace()
