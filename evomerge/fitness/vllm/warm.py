@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -176,16 +179,31 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
+class _VllmModules:
+    """Stands for `sys` where vLLM looks for its kernels, on a CPU in every attribute of every module of the process.
+
+    It asks all of them for their attributes, which not every object bears (Flask's proxies, for instance).
+    """
+
+    @property
+    def modules(self) -> dict[str, ModuleType]:
+        """Those of vLLM: the kernels are nowhere else."""
+        return {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "vllm"}
+
+
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Keep what belongs to the whole process from vLLM: random state, torch's switch of threads, warnings as errors."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
     set_num_threads = torch.set_num_threads
+    kernels = import_module("vllm.triton_utils.dispatcher")
+    vars(kernels)["sys"] = _VllmModules()
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
+            vars(kernels)["sys"] = sys
             torch.set_num_threads = set_num_threads
             random.setstate(python)
             np.random.set_state(legacy)  # noqa: NPY002

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -42,11 +44,21 @@ def zoo_recipe() -> Callable[..., Recipe]:
     return build
 
 
+class Shy:
+    """An object that does not bear to be asked for an attribute, as other libraries have them."""
+
+    def __getattribute__(self, name: str) -> object:
+        raise RuntimeError(f"asked for {name}")
+
+
 @pytest.fixture(scope="session")
 def vllm_environment() -> Iterator[None]:
-    """Set what vLLM reads from the environment, before it is imported."""
+    """Set what vLLM reads from the environment, before it is imported, and let some module hold a shy object."""
     pytest.importorskip("vllm", reason="vLLM is not installed")
+    shy = ModuleType("shy")
+    vars(shy)["object"] = Shy()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "shy", shy)
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         yield
