@@ -98,18 +98,21 @@ def lora_seconds(folder: Path, count: int, rank: int) -> tuple[list[Seconds], li
     from vllm import LLM
     from vllm.lora.request import LoRARequest
 
+    from evomerge.fitness.vllm.warm import undisturbed
+
     largest = next(allowed for allowed in RANKS if allowed >= rank * len(NAMES))
-    llm = LLM(
-        model=str(folder / "base"),
-        dtype="float32",
-        enforce_eager=True,
-        max_num_seqs=count,
-        enable_prefix_caching=False,
-        enable_lora=True,
-        max_lora_rank=largest,
-        max_cpu_loras=1,
-        lora_target_modules=[*ATTENTION, *MLP, "qkv_proj", "gate_up_proj"],
-    )
+    with undisturbed():
+        llm = LLM(
+            model=str(folder / "base"),
+            dtype="float32",
+            enforce_eager=True,
+            max_num_seqs=count,
+            enable_prefix_caching=False,
+            enable_lora=True,
+            max_lora_rank=largest,
+            max_cpu_loras=1,
+            lora_target_modules=[*ATTENTION, *MLP, "qkv_proj", "gate_up_proj"],
+        )
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  a folder of its own is made there
     with_it, without = [], []
     with TemporaryDirectory(dir=memory) as name:

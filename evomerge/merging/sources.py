@@ -23,6 +23,7 @@ from evomerge.checkpoints import (
     not_finite_text,
 )
 from evomerge.errors import RecipeError, SourceError
+from evomerge.merging.memory import ResultMemory
 from evomerge.merging.statistics import Statistics
 from evomerge.operators.kernels.context import Statistic
 from evomerge.operators.metadata import StatisticKind
@@ -66,6 +67,7 @@ class Sources:
         self.is_aligned = any(isinstance(model, AlignedModel) for model in models.values())
         """Whether some models are shown in another vocabulary than their own."""
         self.statistics = Statistics(self)
+        self.results = ResultMemory()
         self.files = {alias: dict(found) for alias, found in (files or {}).items()}
         self._checked: set[tuple[str, StatisticKind, str]] = set()
         self._resident: dict[int, dict[str, Tensor]] = {}

@@ -70,6 +70,25 @@ def test_both_ways_agree(
         torch.testing.assert_close(fast, slow, rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("base", [True, False])
+def test_vectors_at_odd_addresses_and_of_mixed_dtypes_are_summed_alike(dtype: torch.dtype, base: bool) -> None:
+    origin, *tuned = (Flat(tensor) for tensor in drawn(1000, 4, dtype, 0))
+    shifted = [Flat(at_an_odd_address(flat.stored)) for flat in tuned]
+    mixed = [Flat(tuned[0].stored.double().to(torch.float32)), *tuned[1:]]
+    outs = []
+    for flat in (tuned, shifted, mixed, [shifted[0], *tuned[1:]]):
+        outs.append(torch.empty(1000, dtype=dtype))
+        cpu.write_sum(outs[-1], origin if base else None, flat, {0: 0.3, 1: -0.4, 2: 0.9}, Whole())
+    assert all(torch.equal(out, outs[0]) for out in outs[1:])
+
+
+def at_an_odd_address(tensor: Tensor) -> Tensor:
+    room = bytearray(tensor.nbytes + 1)
+    shifted = torch.frombuffer(room, dtype=tensor.dtype, offset=1)
+    return shifted.copy_(tensor)
+
+
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=2000), st.booleans())
 def test_any_float32_is_rounded_to_bfloat16_as_pytorch_rounds_it(words: list[int], negative: bool) -> None:
     values = torch.from_numpy(np.array(words, np.uint32).view(np.float32).copy())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from evomerge import operators
@@ -294,6 +294,8 @@ def spaces(draw: st.DrawFn) -> Space:
         "scale": [0.1, 3],
     }
     chosen = draw(st.sets(st.sampled_from(sorted(offered))))
+    fixed = {name for name in chosen if not isinstance(offered[name], list)}
+    assume(len(methods) > 1 or any(item.search is not None for name, item in known.items() if name not in fixed))
     return create_space(
         SpaceConfig.model_validate(
             {

@@ -85,7 +85,7 @@ class WarmLLM:
         """
         if WarmLLM._running_here is not None:
             WarmLLM._running_here.stop()
-        with starting(self._config), _undisturbed():
+        with starting(self._config), undisturbed():
             from vllm import LLM
 
             self._llm = LLM(**arguments, worker_extension_cls=EXTENSION)
@@ -192,7 +192,7 @@ class _VllmModules:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Keep what belongs to the whole process from vLLM: random state, torch's switch of threads, warnings as errors."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
     set_num_threads = torch.set_num_threads

@@ -13,12 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite.binding import ffi
 from numba import carray, njit, types
-from numba.extending import intrinsic
-
-# vLLM on a CPU asks whatever stands in any module for its `__dict__`; this object would answer with a function.
-ffi.lib._fntab.setdefault("__dict__", {})  # noqa: SLF001
+from numba.extending import intrinsic, overload
 
 BLOCK = 1024
 """Elements that are worked on together; a divisor of `masks.BLOCK`."""
@@ -85,12 +81,27 @@ _bits_of = _intrinsic(types.uint32, types.float32, _same_bits)
 
 
 @_compile
+def _widened(half):  # type: ignore[no-untyped-def]
+    """Return a bfloat16, given by its bits, as float32."""
+    return _float_of(_u32(half) << _u32(16))
+
+
+@_compile
+def _rounded(value):  # type: ignore[no-untyped-def]
+    """Return the bits of a float32 rounded to bfloat16: to nearest, ties to even."""
+    word = _bits_of(value)
+    rounded = _u32(word + _u32(0x7FFF) + ((word >> _u32(16)) & _u32(1))) >> _u32(16)
+    not_a_number = (word & _u32(0x7FFF_FFFF)) > _u32(0x7F80_0000)
+    return _u32(0x7FC0) if not_a_number else rounded
+
+
+@_compile
 def _read(address, kind, start, count, values):  # type: ignore[no-untyped-def]
     """Read a block as float32."""
     if kind == BFLOAT16:
         halves = carray(_halves_at(address + 2 * start), count)
         for place in range(count):
-            values[place] = _float_of(_u32(halves[place]) << _u32(16))
+            values[place] = _widened(halves[place])
     else:
         floats = carray(_floats_at(address + 4 * start), count)
         for place in range(count):
@@ -103,7 +114,7 @@ def _read_task(address, kind, start, count, root, values):  # type: ignore[no-un
     if kind == BFLOAT16:
         halves = carray(_halves_at(address + 2 * start), count)
         for place in range(count):
-            values[place] = _float_of(_u32(halves[place]) << _u32(16)) - root[place]
+            values[place] = _widened(halves[place]) - root[place]
     else:
         floats = carray(_floats_at(address + 4 * start), count)
         for place in range(count):
@@ -112,14 +123,11 @@ def _read_task(address, kind, start, count, root, values):  # type: ignore[no-un
 
 @_compile
 def _write(address, kind, start, count, root, values, scale):  # type: ignore[no-untyped-def]
-    """Write a block of θ_0 + scale·values, rounded to nearest, ties to even."""
+    """Write a block of θ_0 + scale·values."""
     if kind == BFLOAT16:
         halves = carray(_halves_at(address + 2 * start), count)
         for place in range(count):
-            word = _bits_of(root[place] + scale * values[place])
-            rounded = _u32(word + _u32(0x7FFF) + ((word >> _u32(16)) & _u32(1))) >> _u32(16)
-            not_a_number = (word & _u32(0x7FFF_FFFF)) > _u32(0x7F80_0000)
-            halves[place] = _u32(0x7FC0) if not_a_number else rounded
+            halves[place] = _rounded(root[place] + scale * values[place])
     else:
         floats = carray(_floats_at(address + 4 * start), count)
         for place in range(count):
@@ -147,6 +155,60 @@ def _thin(term, start, count, keys, values):  # type: ignore[no-untyped-def]
             values[place] = _f32(0.0) if abs(values[place]) < limit else values[place]
     elif term.mode == DROP:
         _drop(values, start, count, keys[term.keys :], term.bar)
+
+
+def _load(vector: Any, place: int) -> Any:
+    """Return an element of a vector as float32; bits of 16 are a bfloat16."""
+    return _widened(vector[place]) if vector.dtype == np.uint16 else vector[place]
+
+
+def _store(vector: Any, place: int, value: Any) -> None:
+    """Put a float32 into a vector; bits of 16 are a bfloat16."""
+    vector[place] = _rounded(value) if vector.dtype == np.uint16 else value
+
+
+@overload(_load, inline="always")
+def _load_compiled(vector, place):  # type: ignore[no-untyped-def]  # noqa: ARG001  Numba matches the names
+    if vector.dtype == types.uint16:
+        return lambda vector, place: _widened(vector[place])
+    return lambda vector, place: vector[place]
+
+
+@overload(_store)
+def _store_compiled(vector, place, value):  # type: ignore[no-untyped-def]  # noqa: ARG001  Numba matches the names
+    def halves(vector, place, value):  # type: ignore[no-untyped-def]
+        vector[place] = _rounded(value)
+
+    def floats(vector, place, value):  # type: ignore[no-untyped-def]
+        vector[place] = value
+
+    return halves if vector.dtype == types.uint16 else floats
+
+
+@_compile
+def sum_vectors(out, origin, vectors, factors):  # type: ignore[no-untyped-def]
+    """Write θ_0 + Σ c_i τ_i to `out`; without an `origin` (None) Σ c_i θ_i.
+
+    It is `sum_terms` of vectors that lose nothing, compiled anew for each number of them: one loop for all of them
+    waits for memory alone.
+
+    Args:
+        out: float32, or the bits of bfloat16 (uint16), as all vectors are.
+        origin: θ_0, or None.
+        vectors: θ_i, a tuple of one type.
+        factors: c_i, a tuple of float32.
+    """
+    for place in range(len(out)):
+        total = _f32(-0.0)
+        if origin is None:
+            for index in range(len(vectors)):
+                total += factors[index] * _load(vectors[index], place)
+            _store(out, place, total)
+        else:
+            root = _load(origin, place)
+            for index in range(len(vectors)):
+                total += factors[index] * (_load(vectors[index], place) - root)
+            _store(out, place, root + total)
 
 
 @_compile

@@ -23,6 +23,10 @@ def _unknown(index: int) -> LowRank | None:  # noqa: ARG001  a dense task vector
     return None
 
 
+def _empty(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.empty(length, dtype=dtype, device=device)
+
+
 Kept: TypeAlias = Callable[[str, Callable[[], Tensors]], Tensors]
 Arguments: TypeAlias = "tuple[Sequence[Tensor], Tensor | None, Context]"
 """(tensors, base, context) that a kernel gets of one parameter."""
@@ -58,6 +62,8 @@ class Context:
     """The recipe's seed."""
     dtype: torch.dtype = torch.float32
     """What the result is rounded to, once."""
+    empty: Callable[[int, torch.dtype, torch.device], Tensor] = _empty
+    """(length, dtype, device) to the uninitialised vector that a result is written into."""
     is_vocabulary: bool = False
     """Whether the parameter has a row a token: an embedding, or the head."""
     inputs_first: bool = False

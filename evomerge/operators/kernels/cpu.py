@@ -20,6 +20,8 @@ from evomerge.operators.kernels.thinning import Drop, Sparsify, Trim, Whole
 
 _KINDS = {torch.float32: compiled.FLOAT32, torch.bfloat16: compiled.BFLOAT16}
 _TILTS = {"zero": 0.0, "positive": 1.0, "negative": -1.0}
+_FUSED = 8
+"""So many vectors are summed in one loop."""
 _ROOM = 4
 """One in so many entries finds room among those within a bracket."""
 
@@ -39,6 +41,13 @@ def write_sum(
     out: Tensor, origin: Flat | None, flat: Sequence[Flat], coefficients: Mapping[int, float], thinning: Sparsify
 ) -> None:
     """Write θ_0 + Σ c_i τ̂_i to `out`, or without a base Σ c_i θ_i."""
+    vectors = tuple(_elements(flat[index].stored) for index in coefficients)
+    alike = len({(vector.dtype, vector.flags.aligned) for vector in vectors}) == 1
+    if isinstance(thinning, Whole) and alike and len(vectors) <= _FUSED:
+        root = None if origin is None else _elements(origin.stored)
+        factors = tuple(np.float32(factor) for factor in coefficients.values())
+        compiled.sum_vectors(_elements(out), root, vectors, factors)
+        return
     terms, keys = _terms(flat, {index: (1.0, factor) for index, factor in coefficients.items()}, thinning)
     compiled.sum_terms(_place(out), _origin(origin), out.numel(), terms, keys)
 
@@ -115,6 +124,11 @@ def _terms(
 
 def _origin(origin: Flat | None) -> Any:
     return np.zeros(1, compiled.TERM)[0] if origin is None else _place(origin.stored)
+
+
+def _elements(tensor: Tensor) -> NDArray[Any]:
+    """Return a vector as NumPy has it: float32, or the bits of bfloat16 as uint16."""
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _place(tensor: Tensor) -> Any:

@@ -131,7 +131,7 @@ def _flat(tensor: Tensor, like: Tensor, context: Context) -> Flat:
 
 def result_like(tensor: Tensor, context: Context) -> Tensor:
     """Return the vector for a kernel to write its result into, span by span: uninitialised, in `context.dtype`."""
-    return torch.empty(tensor.numel(), dtype=context.dtype, device=tensor.device)
+    return context.empty(tensor.numel(), context.dtype, tensor.device)
 
 
 def row_length(tensor: Tensor) -> int:
