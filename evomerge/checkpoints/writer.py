@@ -18,19 +18,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 from torch import Tensor
 
 from evomerge.checkpoints.digests import tensor_bytes
+from evomerge.checkpoints.direct import DirectFile
 from evomerge.checkpoints.files import DTYPE_NAMES, INDEX_NAME
 from evomerge.checkpoints.types import TensorInfo
 from evomerge.errors import ConfigError, StorageError
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 """Largest shard unless told otherwise, as transformers has it."""
-_LARGE = 1 << 20
-"""Bytes from which a tensor is put on the disk by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,7 @@ class CheckpointWriter:
         self._shard_of = {name: shard for shard in self._shards for name in shard.offsets}
         self._pending = set(self._infos)
         self._folder: Path | None = None
-        self._files: dict[str, BinaryIO] = {}
+        self._files: dict[str, DirectFile] = {}
         self._left = {shard.name: len(shard.offsets) for shard in self._shards}
 
     @property
@@ -127,7 +126,7 @@ class CheckpointWriter:
         finally:
             for file in self._files.values():
                 with contextlib.suppress(OSError):
-                    file.close()
+                    file.close(sync=False)
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
                 self._folder = None
@@ -152,13 +151,10 @@ class CheckpointWriter:
             )
         shard = self._shard_of[name]
         with storage_errors(self._out):
-            file = self._open(shard)
-            file.seek(shard.offsets[name])
-            file.write(tensor_bytes(tensor.detach().cpu()))
-            _start_writing_back(file, shard.offsets[name], info.num_bytes)
+            self._open(shard).write(shard.offsets[name], tensor_bytes(tensor.detach().cpu()))
             self._left[shard.name] -= 1
             if not self._left[shard.name]:
-                self._close(shard)
+                self._files.pop(shard.name).close()
 
     def add(self, make: Callable[[Path], None]) -> None:
         """Let a function put further files into the folder.
@@ -169,18 +165,11 @@ class CheckpointWriter:
         with storage_errors(self._out):
             make(self.folder)
 
-    def _open(self, shard: _Shard) -> BinaryIO:
+    def _open(self, shard: _Shard) -> DirectFile:
         if shard.name not in self._files:
-            file = (self.folder / shard.name).open("wb")
-            self._files[shard.name] = file
-            file.write(shard.header)
+            self._files[shard.name] = DirectFile(self.folder / shard.name)
+            self._files[shard.name].write(0, memoryview(shard.header))
         return self._files[shard.name]
-
-    def _close(self, shard: _Shard) -> None:
-        file = self._files.pop(shard.name)
-        with file:
-            file.flush()
-            os.fsync(file.fileno())
 
     def _commit(self) -> None:
         if self._pending:
@@ -272,13 +261,6 @@ def _layout_shard(file_name: str, names: Iterable[str], infos: Mapping[str, Tens
     text += b" " * (-len(text) % 8)
     header = struct.pack("<Q", len(text)) + text
     return _Shard(file_name, header, {name: len(header) + start for name, start in starts.items()})
-
-
-def _start_writing_back(file: BinaryIO, start: int, length: int) -> None:
-    """Let the system put a part on the disk now, while the next is made, rather than all of it in the last sync."""
-    if length >= _LARGE and hasattr(os, "posix_fadvise"):
-        file.flush()
-        os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_DONTNEED)
 
 
 def _umask() -> int:
