@@ -18,6 +18,7 @@ from evomerge.checkpoints.depth import LayerKinds, layer_kinds, routed_config
 from evomerge.checkpoints.headers import HeaderCheckpoint, open_adapter_headers, open_headers
 from evomerge.checkpoints.layout import Layout, Module, Place
 from evomerge.checkpoints.orientation import inputs_first
+from evomerge.checkpoints.pins import hub_commits, pinned
 from evomerge.checkpoints.reader import Checkpoint, check_finite, is_finite, not_finite_text, open_checkpoint
 from evomerge.checkpoints.resolve import local_folder, resolve_adapter, resolve_model, zoo_names
 from evomerge.checkpoints.statistics import StatisticFile, StatisticNote, open_statistics, write_statistic
@@ -52,6 +53,7 @@ __all__ = [
     "check_free",
     "check_layers_fit",
     "copy_assets",
+    "hub_commits",
     "inputs_first",
     "is_buffer",
     "is_finite",
@@ -66,6 +68,7 @@ __all__ = [
     "open_statistics",
     "output_config",
     "parameter_names",
+    "pinned",
     "read_vocabulary",
     "resolve_adapter",
     "resolve_model",

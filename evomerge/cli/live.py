@@ -63,6 +63,10 @@ class LiveView:
             self._show({}, last=True)
         self._stack.close()
 
+    def watch(self, run: Run) -> None:
+        """Show this run, which is at the path that was given, instead of reading it once more."""
+        self._run = run
+
     def __call__(self, figures: Mapping[str, float | int | str]) -> None:
         """Show the run as it stands now, or say that it drains."""
         if figures.keys() == {DRAINING}:

@@ -69,10 +69,10 @@ def watch(path: Path, every_s: float, *, plain: bool) -> int:
 
     run = load_run(path)
     with LiveView(path, plain=plain or None) as view:
+        view.watch(run)
         view({})
         while run.condition() == "running":
             time.sleep(every_s)
-            run.refresh()
             view({})
     return 0
 

@@ -41,11 +41,15 @@ def pause(path: Path, *, as_json: bool, no_wait: bool) -> int:
 
 
 @_steers
-def stop(path: Path, *, as_json: bool, no_wait: bool) -> int:
+@click.option("--mirror", metavar="URL", help="Where an idle run is copied to, which learns it too.")
+def stop(path: Path, *, mirror: str | None, as_json: bool, no_wait: bool) -> int:
     """End RUN for good once what is being scored is done; also a run that is paused or was interrupted."""
     from evomerge.run.commands import Drain
+    from evomerge.run.lease import is_held
     from evomerge.run.stopping import stop_idle
 
+    if mirror is not None and not is_held(path):
+        return _say(path, stop_idle(path, mirror), as_json=as_json)
     condition = _condition_idle(path)
     if condition == "stopped":
         return _say(path, _answer("stopped", "is stopped already"), as_json=as_json)

@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import socket
 import subprocess
 import sys
 from importlib import import_module
-from importlib.metadata import version
-from pathlib import Path
 
+from evomerge.cluster._joining import check_versions, has_token, token_error
 from evomerge.errors import ConfigError
 
 CONNECT_TIMEOUT_S = 5.0
 """How long a port may take to accept a connection."""
 PROBE_TIMEOUT_S = 20.0
 """How long a cluster may take to answer, with the start of Python."""
-TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _MARK = "evomerge-probe:"
 
 
@@ -34,11 +31,12 @@ def check_cluster(address: str) -> None:
     Raises:
         ConfigError: saying which, and what to do.
     """
+    cluster = f"executor.address: the Ray cluster at {address!r}"
     mode = os.environ.get("RAY_AUTH_MODE", "").lower()
-    if mode == "token" and not _has_token():
-        raise _token_error(address, "RAY_AUTH_MODE is `token` but there is none here")
+    if mode == "token" and not has_token():
+        raise token_error(cluster, "RAY_AUTH_MODE is `token` but there is none here")
     answer = _ask(address) if _port_open(address) else None
-    if answer is not None and "refused" in answer and not mode and _has_token():
+    if answer is not None and "refused" in answer and not mode and has_token():
         # Ray sends the token that is here only when it is told to before it is imported, and must not where the
         # cluster wants none.
         os.environ["RAY_AUTH_MODE"] = "token"
@@ -49,32 +47,8 @@ def check_cluster(address: str) -> None:
             "correct the address, or leave it out for a local cluster"
         )
     if "refused" in answer:
-        raise _token_error(address, "the one here is not its own" if _has_token() else "there is none here")
-    _check_versions(address, answer)
-
-
-def _has_token() -> bool:
-    return any(os.environ.get(name) for name in TOKEN_VARIABLES) or Path("~/.ray/auth_token").expanduser().is_file()
-
-
-def _token_error(address: str, why: str) -> ConfigError:
-    return ConfigError(
-        f"executor.address: the Ray cluster at {address!r} asks for a token, and {why}; set RAY_AUTH_TOKEN to what "
-        "`ray get-auth-token` prints on its head (and no RAY_AUTH_MODE)"
-    )
-
-
-def _check_versions(address: str, answer: dict[str, str]) -> None:
-    here = {"Ray": version("ray"), "Python": platform.python_version()}
-    there = {"Ray": answer.get("ray_version") or here["Ray"], "Python": answer.get("python_version") or here["Python"]}
-    same_python = here["Python"].split(".")[:2] == there["Python"].split(".")[:2]
-    if here["Ray"] == there["Ray"] and same_python:
-        return
-    what = "Python" if here["Ray"] == there["Ray"] else "Ray"
-    raise ConfigError(
-        f"executor.address: the cluster at {address!r} runs {what} {there[what]} and this machine {here[what]}; "
-        f"install the same version on both{f' (here: pip install ray=={there[what]})' if what == 'Ray' else ''}"
-    )
+        raise token_error(cluster, "the one here is not its own" if has_token() else "there is none here")
+    check_versions(cluster, answer)
 
 
 def _port_open(address: str) -> bool:

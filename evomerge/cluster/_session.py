@@ -15,7 +15,8 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from evomerge.cluster._probe import TOKEN_VARIABLES, check_cluster
+from evomerge.cluster._joining import names_token
+from evomerge.cluster._probe import check_cluster
 from evomerge.cluster.config import ExecutorConfig
 from evomerge.cluster.faults import one_line
 from evomerge.errors import ConfigError, EvaluationError
@@ -109,7 +110,7 @@ def _start_local(config: ExecutorConfig) -> None:
     # Any program of this machine can reach the cluster and would run code in it, so Ray asks for a token, unless
     # RAY_AUTH_MODE says otherwise. It would write that token to the home folder; one that lives in the environment
     # of our own processes is enough.
-    if not any(os.environ.get(name) for name in TOKEN_VARIABLES):
+    if not names_token():
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         with _sigterm_kept(), _loopback_only():

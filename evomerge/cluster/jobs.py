@@ -25,6 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
+from evomerge.cluster._joining import check_versions, has_token, token_error
 from evomerge.cluster.faults import one_line
 from evomerge.errors import ConfigError, EvaluationError
 
@@ -39,8 +40,6 @@ STOP_WAIT_S = 600
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 _METADATA = "evomerge_search"
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-_TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-_TOKEN_FILE = Path("~/.ray/auth_token")
 _NO_SUCH_COMMAND = 127
 
 
@@ -97,6 +96,7 @@ class JobServer:
 
     def __init__(self, address: str) -> None:
         self.address = _checked(address)
+        self._named = f"--address: the Ray cluster at {self.address}"
         _probe(self.address)
         _prepare_environment()
         with self._sentences(), _without_address_variables():
@@ -104,7 +104,8 @@ class JobServer:
 
             _quiet()
             self._client: Any = JobSubmissionClient(self.address)
-        _check_version(self.address, self._client._server_ray_version)  # noqa: SLF001 - not told otherwise
+        told = self._client._server_ray_version  # noqa: SLF001 - not told otherwise
+        check_versions(self._named, {} if told is None else {"ray_version": told})
 
     def latest(self, key: str) -> Job | None:
         """Return the last job of a run (`run_key`), or None before the first."""
@@ -187,10 +188,7 @@ class JobServer:
         try:
             yield
         except AuthenticationError as error:
-            raise ConfigError(
-                f"--address: the Ray cluster at {self.address} asks for a token, and the one here is missing or not "
-                "its own; set RAY_AUTH_TOKEN to what `ray get-auth-token` prints on its head (and no RAY_AUTH_MODE)"
-            ) from error
+            raise token_error(self._named, "the one here is missing or not its own") from error
         except OSError as error:
             raise EvaluationError(
                 f"the job server at {self.address} stopped answering ({one_line(str(error))}); what is journaled is "
@@ -251,21 +249,11 @@ def _probe(address: str) -> None:
     )
 
 
-def _check_version(address: str, version: str | None) -> None:
-    import ray
-
-    if version is not None and version != ray.__version__:
-        raise ConfigError(
-            f"--address: the cluster at {address} runs Ray {version} and this machine {ray.__version__}; "
-            f"install the same version on both (here: pip install ray=={version})"
-        )
-
-
 def _prepare_environment() -> None:
     """Set what Ray reads when it is imported; values that the user has set stay."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's client does not send the token that is there unless it is told to.
-    if any(name in os.environ for name in _TOKEN_VARIABLES) or _TOKEN_FILE.expanduser().is_file():
+    if has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 

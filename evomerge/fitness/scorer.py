@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evomerge.errors import EvaluationError, EvomergeError, InfeasibleError, NotBuiltError, WorkerLostError
+from evomerge.errors import EvaluationError, EvomergeError, InfeasibleError, NotBuiltError, SourceError, WorkerLostError
 from evomerge.fitness.config import EngineConfig
 from evomerge.fitness.gate import Gate, GateConfig
 from evomerge.fitness.suite import Suite, load_suite
 from evomerge.fitness.types import Engine, Evaluation, Minibatch, Split
-from evomerge.recipe import Recipe, SourceConfig, TokenizerConfig
+from evomerge.recipe import Recipe, SourceConfig, SourceInfo, TokenizerConfig
 
 if TYPE_CHECKING:
     from evomerge.fitness.tasks import SplitTasks
@@ -111,6 +112,8 @@ class ScorerSpec:
     engine: EngineConfig = field(default_factory=EngineConfig)
     tokenizer: TokenizerConfig | None = None
     gate: GateConfig = field(default_factory=GateConfig)
+    contents: Mapping[str, SourceInfo] = field(default_factory=dict)
+    """What the sources must be where the scorer is built, by alias; left out: anything."""
 
     def __call__(self) -> LmEvalScorer:
         """Build the scorer, in the process that will use it.
@@ -132,12 +135,39 @@ def create_scorer(spec: ScorerSpec) -> LmEvalScorer:
     suite = load_suite(spec.suite)
     template = _template(spec)
     with _evaluation_errors():
+        _check_contents(spec, template)
         engine = create_engine(template, base_dir=spec.base_dir, config=spec.engine, batch_size=suite.config.batch_size)
         try:
             return LmEvalScorer(engine, suite, gate=spec.gate, fragile=spec.engine.kind == "vllm")
         except BaseException:
             engine.close()
             raise
+
+
+def _check_contents(spec: ScorerSpec, template: Recipe) -> None:
+    """Refuse sources that are not, on this machine, what they are on the coordinator's.
+
+    Merging asks for the same hashes, which are kept: no weight is hashed once more.
+
+    Raises:
+        SourceError: naming the first source.
+    """
+    if not spec.contents:
+        return
+    from evomerge.merging import open_sources
+
+    found = open_sources(template, spec.base_dir, any_depth=True).infos
+    for alias, expected in spec.contents.items():
+        here, there = found[alias].content_hash, expected.content_hash
+        if here != there:
+            what = f"the model ({here[:12]}, not {there[:12]}, is the hash of its content)"
+        elif found[alias].statistics != expected.statistics:
+            what = "its statistics"
+        else:
+            continue
+        raise SourceError(
+            f"sources.{alias}: {what} on {socket.gethostname()} is not the coordinator's; give both the same files"
+        )
 
 
 def _template(spec: ScorerSpec) -> Recipe:

@@ -26,7 +26,6 @@ from evomerge.run.events import (
     Asked,
     CandidateId,
     Evaluated,
-    Event,
     Finished,
     Paused,
     Reference,
@@ -35,7 +34,7 @@ from evomerge.run.events import (
     Stopped,
 )
 from evomerge.run.finishing import unvalidated
-from evomerge.run.journal import JournalWriter
+from evomerge.run.journal import EventT, JournalWriter
 from evomerge.run.observer import DRAINING, Ending, Observer, unobserved
 from evomerge.run.open_jobs import FirstFailures, OpenJob, OpenJobs
 from evomerge.run.outcomes import failed, measured, reused
@@ -163,7 +162,7 @@ class Coordinator:
             StorageError: when the disk refuses a write; nothing that was journaled is lost.
             EvomergeError: when scoring cannot work at all, for instance because no worker starts.
         """
-        if self._journal.events:
+        if self._journal.num_found:
             self.write(Resumed(pid=os.getpid(), host=socket.gethostname(), elapsed_s=self._meter.elapsed_s()))
         self._start_references()
         self._submit_references()
@@ -194,9 +193,11 @@ class Coordinator:
         self.write(event(reason=leave.reason, elapsed_s=elapsed_s, gpu_s=gpu_s, command=leave.command))
         return leave.ending
 
-    def write(self, event: Event) -> None:
-        """Journal an event, then let the state know: the order that makes a replay equal to the run."""
-        self._state.apply(self._journal.append(event))
+    def write(self, event: EventT) -> EventT:
+        """Journal an event, then let the state know: the order that makes a replay equal to the run; return it."""
+        event = self._journal.append(event)
+        self._state.apply(event)
+        return event
 
     @contextmanager
     def _journaling(self) -> Iterator[None]:
@@ -227,7 +228,7 @@ class Coordinator:
         """Return how many of the last proposals in a row were repeats, as the journal has it."""
         waiting = self._open.followers()
         count = 0
-        for number in reversed(self._state.asked):
+        for number in reversed(range(len(self._state.asked))):
             event = self._state.evaluations.get((number, "search"))
             if number not in waiting and (event is None or event.reused_from is None):
                 break
@@ -357,9 +358,9 @@ class Coordinator:
     def _close(self, job: OpenJob, event: Completed | Failed) -> None:
         """Record the outcome of a job, and of the candidates with the same recipe that waited for it."""
         self._open.settle(job)
-        self._record(self._evaluated(job, event), job.asked)
+        outcome = self._record(self._evaluated(job, event), job.asked)
         for follower in job.followers:
-            self._record(reused(self._state.evaluations[job.candidate, "search"], follower.id), follower)
+            self._record(reused(outcome, follower.id), follower)
 
     def _evaluated(self, job: OpenJob, event: Completed | Failed) -> Evaluated:
         if isinstance(event, Failed):
@@ -375,13 +376,13 @@ class Coordinator:
             scores=path,
         )
 
-    def _record(self, event: Evaluated, asked: Candidate | None) -> None:
-        """Journal an outcome, then let the searcher hear it."""
+    def _record(self, event: Evaluated, asked: Candidate | None) -> Evaluated:
+        """Journal an outcome, then let the searcher hear it; return it as it was journaled."""
         gpus = 0.0 if event.reused_from is not None else self._meter.gpus_per_worker
-        self.write(event.model_copy(update={"gpus": gpus, "gpu_s": round(self._meter.gpu_s(), 3)}))
-        event = self._state.evaluations[event.candidate, event.split]
+        event = self.write(event.model_copy(update={"gpus": gpus, "gpu_s": round(self._meter.gpu_s(), 3)}))
         if asked is not None:
             self._searcher.tell(asked, self._state.outcome(event, self._scores))
+        return event
 
     def _validate(self) -> None:
         """Score the finalists and the references on the validation split."""

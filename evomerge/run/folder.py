@@ -80,8 +80,20 @@ class RunFolder:
         return self.path.resolve().name
 
     @classmethod
-    def create(cls, path: Path, config: RunConfig, engine: EngineChoice | None = None) -> RunFolder:
-        """Make a run folder for a resolved configuration, with a note of why it runs on its engine.
+    def create(
+        cls,
+        path: Path,
+        config: RunConfig,
+        engine: EngineChoice | None = None,
+        commits: Mapping[str, str] | None = None,
+    ) -> RunFolder:
+        """Make a run folder for a resolved configuration, with a note of what was decided when the run started.
+
+        Args:
+            path: the folder.
+            config: the configuration.
+            engine: why it runs on its engine.
+            commits: what names of sources on a hub meant then.
 
         Raises:
             StateError: when a run, or something else, is there already.
@@ -97,7 +109,7 @@ class RunFolder:
             with storage_errors(path, "creating the run folder"):
                 for name in (SCORES, ARTIFACTS):
                     (path / name).mkdir(exist_ok=True)
-            folder.write_text(ENVIRONMENT, json.dumps(environment(engine), indent=2) + "\n")
+            folder.write_text(ENVIRONMENT, json.dumps(environment(engine, commits), indent=2) + "\n")
             # Last, because it makes the folder a run: what a crash before it leaves can be created again.
             folder.write_text(CONFIG, dump_yaml(config_data(config)))
         return folder
@@ -152,6 +164,14 @@ class RunFolder:
             return read_yaml(self.config_path).parse(RunConfig)
         except ConfigError as error:
             raise StateError(f"{error}; restore the run's {CONFIG} from a copy") from None
+
+    def commits(self) -> dict[str, str]:
+        """Return what names of sources on a hub meant when the run started; nothing where that is not known."""
+        try:
+            found = json.loads(self.environment_path.read_text(encoding="utf-8")).get("commits", {})
+            return {str(name): str(commit) for name, commit in found.items()}
+        except (OSError, ValueError, AttributeError):
+            return {}  # an older run, or a damaged note: then names are compared as they stand
 
     def check_config(self, config: RunConfig, may_change: Collection[str] = MAY_CHANGE) -> None:
         """Refuse a configuration that is not this run's.
@@ -229,8 +249,8 @@ def _short(data: Any, path: tuple[str | int, ...]) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def environment(engine: EngineChoice | None = None) -> dict[str, Any]:
-    """Return what runs here, as JSON data: versions, the number of processors, the engine; no paths, no host."""
+def environment(engine: EngineChoice | None = None, commits: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return what runs here, as JSON data: versions, processors, engine, commits of sources; no paths, no host."""
     packages: dict[str, str] = {}
     for name in _PACKAGES:
         try:
@@ -244,4 +264,5 @@ def environment(engine: EngineChoice | None = None) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "packages": packages,
         **({} if engine is None else {"engine": dataclasses.asdict(engine)}),
+        **({"commits": dict(commits)} if commits else {}),
     }

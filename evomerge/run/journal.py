@@ -15,25 +15,22 @@ zeros, from its start or a sector's on, is the beginning of a torn end too, if n
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from evomerge.errors import JournalError, StorageError
-from evomerge.run.events import JOURNAL_VERSION, Event, Started, from_plain, to_plain
+from evomerge.run.events import Event
+from evomerge.run.lines import BrokenLineError, ForeignLineError, Tail, decode, encode
+from evomerge.run.log import JournalLog
 from evomerge.run.storage import storage_errors, sync_folder
 
 _TWO_LINES = re.compile(rb'(?<!\\)"checksum":"[0-9a-f]{16}"\}.*\{"seq":', re.DOTALL)
 _SECTOR = 512
 _HOLE = re.compile(rb"\0{16,}")
-_AS_IS = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-_SORTED = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
 EventT = TypeVar("EventT", bound=Event)
 MAX_TOGETHER = 1 << 18
 """Bytes that are written with one fsync at most, but for a longer single line."""
@@ -64,69 +61,6 @@ def open_append(path: Path) -> AppendFile:
     return path.open("ab", buffering=0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Tail:
-    """Where a chain of lines ends."""
-
-    seq: int = 0
-    checksum: str = ""
-    offset: int = 0
-    """Bytes up to and with the last whole line."""
-
-
-class _BrokenLineError(ValueError):
-    """A line that is not what a writer wrote: torn if it is the last, else changed."""
-
-
-class _ForeignLineError(ValueError):
-    """A line whose checksum holds but whose content this version does not know."""
-
-
-def _dump(data: dict[str, Any], *, sort: bool = False) -> str:
-    return (_SORTED if sort else _AS_IS).encode(data)
-
-
-def _chain(previous: str, data: dict[str, Any]) -> str:
-    return hashlib.sha256((previous + _dump(data, sort=True)).encode()).hexdigest()[:16]
-
-
-def _encode(event: Event, tail: _Tail) -> tuple[bytes, _Tail]:
-    data = to_plain(event)
-    checksum = _chain(tail.checksum, data)
-    line = (_dump({**data, "checksum": checksum}) + "\n").encode()
-    return line, _Tail(seq=event.seq, checksum=checksum, offset=tail.offset + len(line))
-
-
-def _decode(line: bytes, tail: _Tail) -> tuple[Event, _Tail]:
-    """Return the event of a line without its newline, and the tail after it.
-
-    Raises:
-        _BrokenLineError: when the bytes are not what a writer wrote after `tail`.
-        _ForeignLineError: when they are, but of another version.
-    """
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise _BrokenLineError(f"not JSON ({error})") from None
-    if not isinstance(data, dict) or not isinstance(data.get("checksum"), str):
-        raise _BrokenLineError("not an event with a checksum")
-    # The exact bytes are compared too: `1E5` for `1e5` has the same canonical form, yet nobody wrote it.
-    if _dump(data).encode("utf-8", "surrogatepass") != line:
-        raise _BrokenLineError("not the bytes that were written")
-    checksum = data.pop("checksum")
-    if checksum != _chain(tail.checksum, data):
-        raise _BrokenLineError("its checksum does not match its content and the line before it")
-    try:
-        event = from_plain(data)
-    except ValueError as error:
-        raise _ForeignLineError(str(error)) from None
-    if event.seq != tail.seq + 1:
-        raise _ForeignLineError(f"seq is {event.seq}, expected {tail.seq + 1}")
-    if isinstance(event, Started) and event.journal != JOURNAL_VERSION:
-        raise _ForeignLineError(f"the journal has version {event.journal}, this evomerge reads {JOURNAL_VERSION}")
-    return event, _Tail(seq=event.seq, checksum=checksum, offset=tail.offset + len(line) + 1)
-
-
 class JournalReader:
     """Reads a journal that may be growing: each `poll` returns the events that came since the last.
 
@@ -136,12 +70,14 @@ class JournalReader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._tail = _Tail()
+        self._tail = Tail()
+        self.events = JournalLog(path)
+        """What was read so far; looked up in the file."""
         self.torn_bytes = 0
         """Length of the torn or unfinished last line that the last poll left out."""
 
     @property
-    def tail(self) -> _Tail:
+    def tail(self) -> Tail:
         """Where the events that were read end; for the writer."""
         return self._tail
 
@@ -151,29 +87,32 @@ class JournalReader:
         Raises:
             JournalError: for a missing file or a broken line, with its number, what is wrong and what to do.
         """
+        return list(self.read())
+
+    def read(self) -> Iterator[Event]:
+        """Yield what `poll` returns, one by one: they need not all be in memory."""
         data = self._read()
         start = self._tail.offset
         lines = data.split(b"\n")
         unfinished = lines.pop()
-        events: list[Event] = []
         for index, line in enumerate(lines):
             try:
-                event, self._tail = _decode(line, self._tail)
-            except _ForeignLineError as error:
+                event, self._tail = decode(line, self._tail)
+            except ForeignLineError as error:
                 raise self._error(f"{error}; read this run with the evomerge that wrote it") from None
-            except _BrokenLineError as error:
+            except BrokenLineError as error:
                 last = index == len(lines) - 1 and not unfinished
                 rest = data[self._tail.offset - start :]
                 torn = last or (len(rest) <= MAX_TOGETHER and _has_hole(line, self._tail.offset))
                 if not torn or _is_run_together(line):
                     raise self._broken(str(error)) from None
                 self.torn_bytes = len(rest)
-                return events
-            events.append(event)
+                return
+            self.events.add(self._tail.offset)
+            yield event
         if _is_run_together(unfinished):
             raise self._broken("two lines run together")
         self.torn_bytes = len(unfinished)
-        return events
 
     def _read(self) -> bytes:
         try:
@@ -233,7 +172,7 @@ def first_event(path: Path) -> Event | None:
     try:
         with path.open("rb") as file:
             line = file.readline()
-        return _decode(line[:-1], _Tail())[0] if line.endswith(b"\n") else None
+        return decode(line[:-1], Tail())[0] if line.endswith(b"\n") else None
     except FileNotFoundError:
         return None
     except (ValueError, OSError):
@@ -247,7 +186,7 @@ def _utc_now() -> str:
 class JournalWriter:
     """Appends events. Hold the run's lease while it is open: there may be one writer.
 
-    Opening reads the whole journal (`events`), creates it where it is missing, and cuts off a torn last line.
+    Opening checks the whole journal, creates it where it is missing, and cuts off a torn last line.
 
     Args:
         path: the journal; its folder exists.
@@ -273,12 +212,13 @@ class JournalWriter:
             self._file: AppendFile | None = opener(path)
         try:
             reader = JournalReader(path)
-            self.events: tuple[Event, ...] = tuple(reader.poll())
-            """What stood in the journal when it was opened."""
+            self.num_found = sum(1 for _ in reader.read())
+            """How many events stood in the journal when it was opened."""
+            self.events = reader.events
+            """Every event, those included that are appended; looked up in the file."""
             self.dropped_bytes = reader.torn_bytes
             """Length of the torn last line that was cut off; 0 for a journal that was closed well."""
             self._tail = self._written = reader.tail
-            self._waiting: list[bytes] = []
             self._before: Callable[[], None] | None = None
             with storage_errors(path, "opening"):
                 if self.dropped_bytes:
@@ -292,7 +232,7 @@ class JournalWriter:
             raise
 
     @property
-    def tail(self) -> _Tail:
+    def tail(self) -> Tail:
         """Where the events end that are certain to be on disk; may be read by another thread."""
         return self._written
 
@@ -307,7 +247,8 @@ class JournalWriter:
             raise JournalError(f"{self._path}: the journal is closed; resume the run to write to it")
         stamped = event.model_copy(update={"seq": self._tail.seq + 1, "time": self._clock()})
         line, self._tail = self._checked_line(stamped)
-        self._waiting.append(line)
+        self.events.waiting.append(line)
+        self.events.add(self._tail.offset)
         if self._before is None or self._tail.offset - self._written.offset > MAX_TOGETHER:
             self._flush()
         return stamped
@@ -339,10 +280,10 @@ class JournalWriter:
 
     def _flush(self) -> None:
         """Write the lines that wait, and make them last."""
-        lines, self._waiting = self._waiting, []
-        if self._file is None or not lines:
-            return
+        lines = self.events.waiting
         try:
+            if self._file is None or not lines:
+                return
             if self._before is not None:
                 self._before()
             with storage_errors(self._path, "journaling"):
@@ -351,16 +292,19 @@ class JournalWriter:
             self._written = self._tail
         except BaseException:  # also an interrupt: half a line must not stay
             self._tail = self._written
+            self.events.cut(self._tail.seq)
             self._cut_back()
             if self._before is not None:
                 self.close()
             raise
+        finally:
+            lines.clear()
 
-    def _checked_line(self, event: Event) -> tuple[bytes, _Tail]:
+    def _checked_line(self, event: Event) -> tuple[bytes, Tail]:
         """Return an event's line: one that could not be read back would be worse than an error now."""
         try:
-            line, tail = _encode(event, self._tail)
-            _decode(line[:-1], self._tail)
+            line, tail = encode(event, self._tail)
+            decode(line[:-1], self._tail)
         except ValueError as error:
             raise JournalError(
                 f"{self._path}: an event {event.kind!r} cannot be journaled ({error}); give finite numbers and text"

@@ -56,22 +56,19 @@ class Tally:
         self.evaluations = dict.fromkeys(("feasible", "infeasible", "failed", "reused"), 0)
         self.stages: dict[str, Histogram] = {}
         self.quarantined = 0
-        self._seq = 0
+        self._place = 0
 
     def update(self, state: RunState) -> list[Evaluated]:
         """Take in what a state has evaluated since the last look, and return it in order."""
         new: list[Evaluated] = []
-        for event in reversed(state.evaluations.values()):
-            if event.seq <= self._seq:
-                break
-            new.append(event)
-        new.reverse()
-        for event in new:
-            self._add(event)
+        for event in state.since(self._place):
+            self._place += 1
+            if isinstance(event, Evaluated):
+                self._add(event)
+                new.append(event)
         return new
 
     def _add(self, event: Evaluated) -> None:
-        self._seq = event.seq
         if event.split == "search" and isinstance(event.candidate, int):
             self.evaluations["reused" if event.reused_from is not None else event.state] += 1
         if event.reused_from is None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from evomerge.run.view import Run
 
 Ending = Literal["finished", "paused", "stopped"]
 """How a session ends."""
@@ -20,6 +23,15 @@ class Observer(Protocol):
         When a drain begins it is called at once with that figure alone, in the midst of whatever a signal
         interrupted: it may then write to a descriptor, and should do nothing else.
         """
+        ...
+
+
+@runtime_checkable
+class Watcher(Observer, Protocol):
+    """An observer that also looks at the run itself."""
+
+    def watch(self, run: Run) -> None:
+        """Look at this run from now on: it shares the coordinator's state, so it is read on its thread alone."""
         ...
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -57,6 +57,8 @@ class Problem:
     """The engine that was decided on, where that was asked for; `config` then names it too."""
     grams: Grams | None = None
     """Of the sources, for a piecewise space."""
+    commits: Mapping[str, str] = field(default_factory=dict)
+    """What names of sources on a hub meant when the run started (`checkpoints.hub_commits`); `config` names these."""
 
     def searcher(self) -> Steered:
         """Return the searcher, at its start.
@@ -69,6 +71,12 @@ class Problem:
     def identity(self, recipe: Recipe) -> str:
         """Return the SHA-256 identity of a recipe over this search's sources."""
         return identity(recipe, self.infos)
+
+    def pinned(self, recipe: Recipe) -> Recipe:
+        """Return a recipe with this search's commits in place of the names of sources on a hub."""
+        from evomerge.checkpoints import pinned
+
+        return recipe.model_copy(update={"sources": pinned(recipe.sources, self.commits)})
 
     def has_split(self, split: Split) -> bool:
         """Return whether the suite sets documents aside for a split."""
@@ -135,30 +143,39 @@ def open_search_sources(config: RunConfig) -> Sources:
 
 
 def open_problem(
-    config: RunConfig, *, check_weights: bool = False, grams: Grams | None = None, headers: Sources | None = None
+    config: RunConfig,
+    *,
+    check_weights: bool = False,
+    grams: Grams | None = None,
+    headers: Sources | None = None,
+    commits: Mapping[str, str] | None = None,
 ) -> Problem:
     """Open the sources (headers and content hashes, no weights kept) and check that everything fits.
 
     Args:
         config: the search file.
-        check_weights: for a search that is to start: also decide on the engine, and read every weight once, to refuse
-            NaN and infinity now and not in every candidate.
+        check_weights: for a search that is to start: also decide on the engine, hold sources on a hub to the commits
+            that they are at now, and read every weight once, to refuse NaN and infinity now and not in every candidate.
         grams: of the sources, where they are known; else a piecewise space reads every weight once to know them.
         headers: the sources by their headers alone; then no weight is read, identities are not those of a run, and the
             engine is decided on.
+        commits: what names of sources on a hub meant when the run started, where it has.
 
     Raises:
         ConfigError: a task, metric, parameter, range, searcher or option that does not exist.
         SourceError: a source that cannot be read or does not fit the others.
         NotBuiltError: a kind of search that this version cannot run.
     """
-    from evomerge.checkpoints import check_finite, parameter_names
+    from evomerge.checkpoints import check_finite, hub_commits, parameter_names, pinned
 
     check_engine(config.engine)
     suite = load_suite(find_document(config.fitness.suite, NO_FOLDER))
     objectives = check_fitness(config.fitness, suite)
     # Refuses too many objectives and a wrong number of weights.
     Archive(objectives.names, scalarize=config.search.scalarize)
+    if commits is None:
+        commits = hub_commits(config.sources, NO_FOLDER) if check_weights else {}
+    config = config.model_copy(update={"sources": pinned(config.sources, commits)})
     sources = open_search_sources(config) if headers is None else headers
     engine = None
     if check_weights or headers is not None:
@@ -179,9 +196,11 @@ def open_problem(
             base_dir=NO_FOLDER,
             engine=config.engine,
             tokenizer=config.tokenizer,
+            contents=infos if headers is None else {},
         ),
         engine=engine,
         grams=grams,
+        commits=commits,
     )
     problem.searcher()  # refuses an unknown searcher or option before anything is written
     _check_statistics(config, sources)

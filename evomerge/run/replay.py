@@ -68,7 +68,7 @@ def replay(
         StateError: when the searcher asks for something else than was journaled, naming the line and what
             differs; or when the journal contradicts itself.
     """
-    result = ReplayState(searcher=searcher, state=RunState(scalarize))
+    result = ReplayState(searcher=searcher, state=RunState(scalarize, events))
     step = 1 if thorough else max(1, len(events) // SPOT_CHECKS)
     for event in events:
         result.state.apply(event)

@@ -29,12 +29,13 @@ from evomerge.run.lease import Lease
 from evomerge.run.load import apply_overrides
 from evomerge.run.mirror import Mirror, mirrored
 from evomerge.run.mirror import has_run as has_mirrored_run
-from evomerge.run.observer import DRAINING, Ending, Observer, unobserved
+from evomerge.run.observer import DRAINING, Ending, Observer, Watcher, unobserved
 from evomerge.run.problem import Problem, check_sources, open_problem
 from evomerge.run.replay import replay
 from evomerge.run.signals import draining_on_signals
 from evomerge.run.state import RunState
 from evomerge.run.steering import steered_config
+from evomerge.run.view import Run
 from evomerge.spaces import Grams
 
 _log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ def start(
         problem = open_problem(config, check_weights=True)
         if problem.engine is not None:
             _log.info("engine: %s (%s)", problem.engine.kind, problem.engine.reason)
-        folder = RunFolder.create(path, problem.config, problem.engine)
+        folder = RunFolder.create(path, problem.config, problem.engine, problem.commits)
         return _work(folder, problem, _Around(observer, executor, copy, server))
 
 
@@ -165,7 +166,7 @@ def _resume(path: Path, overrides: Sequence[str], config: RunConfig | None, arou
     changes: list[Event] = [Budget(changes=limits)] if limits else []
     if "executor.workers" in named or changed.executor.workers != own.executor.workers:
         changes.append(Workers(workers=changed.executor.workers))
-    problem = open_problem(changed, grams=_known_grams(folder))
+    problem = open_problem(changed, grams=_known_grams(folder), commits=folder.commits())
     return _work(folder, problem, around, changes, continues_stopped=config is None)
 
 
@@ -177,7 +178,13 @@ def _known_grams(folder: RunFolder) -> Grams | None:
 
 
 def _check_config(folder: RunFolder, config: RunConfig) -> None:
-    """Refuse a configuration that is not the run's; `engine.kind: auto` stands for what was decided at its start."""
+    """Refuse a configuration that is not the run's.
+
+    What was decided at its start is what `engine.kind: auto` and names of sources on a hub stand for.
+    """
+    from evomerge.checkpoints import pinned
+
+    config = config.model_copy(update={"sources": pinned(config.sources, folder.commits())})
     if config.engine.kind == "auto":
         decided = config.engine.model_copy(update={"kind": folder.config().engine.kind})
         config = config.model_copy(update={"engine": decided})
@@ -210,11 +217,11 @@ def _work(
 ) -> Result:
     with Lease(folder.path), JournalWriter(folder.journal) as journal, _copied(around.mirror, folder, journal):
         began_ns = time.time_ns()
-        events = journal.events or (journal.append(_started(folder, problem)),)
-        check_sources(folder.path, events[0], problem)
-        keep_grams(folder, events[0], problem.grams)
+        started = journal.events[0] if journal.events else journal.append(_started(folder, problem))
+        check_sources(folder.path, started, problem)
+        keep_grams(folder, started, problem.grams)
         replayed = replay(
-            events,
+            journal.events,
             problem.searcher(),
             identify=problem.identity,
             store=folder.scores,
@@ -229,6 +236,8 @@ def _work(
         if (idle := idle_workers(problem.config, problem.searcher())) is not None:
             _log.warning("%s", idle)
         meter = Meter(problem.config, elapsed_s=replayed.state.elapsed_s, gpu_s=replayed.state.gpu_s)
+        if isinstance(around.observer, Watcher):
+            around.observer.watch(Run(folder.path, state=replayed.state))
         workers = _executor(around, problem, folder)
         try:
             coordinator = Coordinator(

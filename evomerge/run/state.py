@@ -1,16 +1,21 @@
 """What a journal's events come to: the state of a run, folded event by event.
 
 The coordinator applies each event after it is journaled, a resume and every view apply those that were: one
-rule for all, so that a resumed run and a view cannot differ from the run itself.
+rule for all, so that a resumed run and a view cannot differ from the run itself. What grows with the run is kept
+small: figures, and the places of events in the journal, which has the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from evomerge.errors import StateError
 from evomerge.fitness.types import SPLITS, Split
+from evomerge.run.busy import BusyWorkers
 from evomerge.run.events import (
     Asked,
     Budget,
@@ -27,8 +32,10 @@ from evomerge.run.events import (
     Stopped,
     Workers,
 )
+from evomerge.run.recall import Evaluations, Recall
 from evomerge.run.scores import ScoreStore
 from evomerge.search import Archive, HistoryPoint, Outcome, Scalarize
+from evomerge.search.types import State
 
 Lifecycle = Literal["created", "running", "paused", "stopped", "finished"]
 """What the last event of that kind says; whether a coordinator is really there, the lease tells."""
@@ -39,22 +46,27 @@ class RunState:
 
     Args:
         scalarize: how `best` and the history see several objectives.
+        log: where the events that are applied can be looked up, from the first on; left out: they are kept here.
     """
 
-    def __init__(self, scalarize: Scalarize = "mean") -> None:
+    def __init__(self, scalarize: Scalarize = "mean", log: Sequence[Event] | None = None) -> None:
         self._scalarize = scalarize
+        self._kept: list[Event] = []
+        self._log = self._kept if log is None else log
+        self._num_applied = 0
         self.started: Started | None = None
-        self.asked: dict[int, Asked] = {}
+        self.asked: Recall[int, Asked] = Recall(self._log)
         """Every candidate, in the order of asking."""
         self.references: dict[str, Reference] = {}
-        self.evaluations: dict[tuple[CandidateId, Split], Evaluated] = {}
+        self._of_split: dict[Split, Recall[CandidateId, Evaluated]] = {split: Recall(self._log) for split in SPLITS}
+        self.evaluations = Evaluations(self._of_split)
         """Every outcome, in the order of the journal."""
         self.lost_attempts: dict[tuple[CandidateId, Split], int] = {}
         """How many attempts of a job were lost."""
         self.archives: dict[Split, Archive] = {}
         """Candidates (no references) by split; one with the same recipe as another is not listed again."""
-        self.timeline: list[tuple[int, float]] = []
-        """Candidate and elapsed seconds of each entry of the search archive."""
+        self.timeline = array("d")
+        """Elapsed seconds at each entry of the search archive."""
         self.budget_changes: dict[str, float | int | None] = {}
         self.workers: int | None = None
         """How many workers a person wanted last; None: as many as the search file says."""
@@ -69,15 +81,20 @@ class RunState:
         """Candidates evaluated on the search split, whatever came out; reused scores are not counted."""
         self.num_stagnant = 0
         """Of these, those since the best scalarised objective or the hypervolume last grew."""
+        self.outcomes: Counter[State] = Counter()
+        """The same candidates, by what came out."""
+        self.busy = BusyWorkers()
         self.worker_seconds = 0.0
         """Seconds that workers spent on evaluations, on every split."""
         self.gpu_s = 0.0
         """GPU-seconds that workers had held by the last event that says so."""
         self.seq = 0
-        self._of_split: dict[Split, dict[CandidateId, Evaluated]] = {split: {} for split in SPLITS}
-        self._scored: dict[tuple[str, Split], CandidateId] = {}
-        self._listed: set[tuple[str, Split]] = set()
-        self._open: dict[int, None] = {}
+        self._scored: dict[bytes, CandidateId] = {}
+        """Who had the first outcome of a recipe on a split."""
+        self._listed: set[bytes] = set()
+        """Where that was a reference: what a candidate has been listed with since."""
+        self._open: dict[int, str] = {}
+        """Candidate -> its recipe's identity."""
         self._elapsed_s = 0.0
         self._session: tuple[float, float] | None = None
 
@@ -121,10 +138,14 @@ class RunState:
         """
         return self._session
 
+    def since(self, place: int) -> Iterator[Event]:
+        """Yield the events after the first `place` ones."""
+        return (self._log[index] for index in range(place, self._num_applied))
+
     def reusable(self, recipe_id: str, split: Split) -> Evaluated | None:
         """Return the first outcome of an equal recipe on a split (a failed one does not count), or None."""
-        owner = self._scored.get((recipe_id, split))
-        return None if owner is None else self.evaluations[owner, split]
+        owner = self._scored.get(_scored_key(recipe_id, split))
+        return None if owner is None else self._of_split[split][owner]
 
     def of_split(self, split: Split) -> Mapping[CandidateId, Evaluated]:
         """Return the outcomes on one split, in the order of the journal."""
@@ -173,6 +194,13 @@ class RunState:
                 self._leave(event)
             case _:
                 pass  # an export changes nothing
+        self._note(event)
+
+    def _note(self, event: Event) -> None:
+        """Count an event that was applied, and keep it where no log does."""
+        if self._log is self._kept:
+            self._kept.append(event)
+        self._num_applied += 1
         self.seq = event.seq
         if command := getattr(event, "command", ""):
             self.commands.add(command)
@@ -198,49 +226,67 @@ class RunState:
     def _ask(self, event: Asked) -> None:
         if event.candidate != len(self.asked):
             raise self._fault(event, f"asked candidate {event.candidate}, expected {len(self.asked)}")
-        self.asked[event.candidate] = event
-        self._open[event.candidate] = None
+        self.asked.put(event.candidate, self._num_applied)
+        self._open[event.candidate] = event.recipe_id
         self._tick(event)
 
     def _evaluate(self, event: Evaluated) -> None:
         owner = event.candidate
-        known = self.asked.get(owner) if isinstance(owner, int) else self.references.get(owner)
+        known = self._recipe_of(owner)
         if known is None:
             raise self._fault(event, f"candidate {owner!r} was evaluated but never asked")
-        if known.recipe_id != event.recipe_id:
+        if known != event.recipe_id:
             raise self._fault(event, f"candidate {owner!r} was evaluated with another recipe than it was asked with")
-        if (owner, event.split) in self.evaluations:
+        if owner in self._of_split[event.split]:
             raise self._fault(event, f"candidate {owner!r} was evaluated twice on the {event.split} split")
         self._check_objectives(event)
-        self.evaluations[owner, event.split] = self._of_split[event.split][owner] = event
-        if event.state != "failed":
-            self._scored.setdefault((event.recipe_id, event.split), owner)
+        self._of_split[event.split].put(owner, self._num_applied)
         if event.reused_from is None:
             self.worker_seconds += sum(event.seconds.values())
         self.gpu_s = max(self.gpu_s, event.gpu_s)
         if event.split == "search":
             self._tick(event)
+        self.busy.add(event, self._elapsed_s)
         if isinstance(owner, int):
             self._close(owner, event)
+        if event.state != "failed":
+            self._scored.setdefault(_scored_key(event.recipe_id, event.split), owner)
+
+    def _recipe_of(self, owner: CandidateId) -> str | None:
+        """Return the identity of the recipe that a candidate was asked with, or of a reference; None: there is none."""
+        if isinstance(owner, str):
+            return self.references[owner].recipe_id if owner in self.references else None
+        if owner in self._open:
+            return self._open[owner]
+        return self.asked[owner].recipe_id if owner in self.asked else None
 
     def _close(self, candidate: int, event: Evaluated) -> None:
         archive = self.archives[event.split]
         before = archive.latest
-        recipe = (event.recipe_id, event.split)
-        if recipe not in self._listed:
-            feasible = event.state == "feasible"
+        if not self._is_listed(event):
             errors = tuple(event.stderr.get(name) or 0.0 for name in self.objectives if event.objectives)
-            if event.state != "failed":
-                self._listed.add(recipe)
-            archive.add(candidate, self._values(event), errors, feasible=feasible)
+            archive.add(candidate, self._values(event), errors, feasible=event.state == "feasible")
             if event.split == "search":
-                self.timeline.append((candidate, self._elapsed_s))
-        if event.split == "search":
-            self._open.pop(candidate, None)
-            self.num_done += event.reused_from is None
-            self.num_stagnant += event.reused_from is None
-            if _has_grown(before, archive.latest):
-                self.num_stagnant = 0
+                self.timeline.append(self._elapsed_s)
+        if event.split != "search":
+            return
+        self._open.pop(candidate, None)
+        if event.reused_from is None:
+            self.num_done += 1
+            self.num_stagnant += 1
+            self.outcomes[event.state] += 1
+        if _has_grown(before, archive.latest):
+            self.num_stagnant = 0
+
+    def _is_listed(self, event: Evaluated) -> bool:
+        """Tell whether a candidate of the same recipe is in the archive, where this one comes now if there is none."""
+        key = _scored_key(event.recipe_id, event.split)
+        first = self._scored.get(key)
+        if isinstance(first, int) or key in self._listed:
+            return True
+        if isinstance(first, str) and event.state != "failed":
+            self._listed.add(key)
+        return False
 
     def _check_objectives(self, event: Evaluated) -> None:
         if set(event.objectives) == set(self.objectives):
@@ -267,6 +313,11 @@ class RunState:
     @staticmethod
     def _fault(event: Event, what: str) -> StateError:
         return StateError(f"journal line {event.seq}: {what}; restore the run folder from a copy")
+
+
+def _scored_key(recipe_id: str, split: Split) -> bytes:
+    """Return 128 bits that stand for a recipe on a split: less memory than its identity, and as hard to meet twice."""
+    return hashlib.blake2b(f"{split}/{recipe_id}".encode(), digest_size=16).digest()
 
 
 def _has_grown(before: HistoryPoint | None, after: HistoryPoint | None) -> bool:

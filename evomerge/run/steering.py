@@ -35,8 +35,8 @@ _ENDINGS: dict[str, Ending] = {"pause": "paused", "stop": "stopped"}
 class Helm(Protocol):
     """What of a coordinator can be steered."""
 
-    def write(self, event: Event) -> None:
-        """Journal an event, then let the state know."""
+    def write(self, event: Event) -> Event:
+        """Journal an event, then let the state know; return it as it was journaled."""
         ...
 
     def drain(self, reason: str, *, ending: Ending = "paused", command: str = "") -> None:
@@ -166,7 +166,7 @@ class Steering:
         refused = self._helm.refuses_candidates
         if refused is not None:
             raise StateError(refused)
-        genome = self._problem.space.encode(Recipe.from_mapping(recipe))
+        genome = self._problem.space.encode(self._problem.pinned(Recipe.from_mapping(recipe)))
         candidate = self._helm.inject(genome, number)
         asked = self._state.asked[candidate.id]
         known = self._state.evaluations.get((candidate.id, "search"))

@@ -8,7 +8,6 @@ which every candidate was scored.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +21,6 @@ from evomerge.errors import StateError
 from evomerge.fitness.types import SPLITS, Evaluation, Split
 from evomerge.recipe import Recipe
 from evomerge.run.budget import spending
-from evomerge.run.busy import BusyWorkers
 from evomerge.run.config import BudgetConfig, RunConfig
 from evomerge.run.events import CandidateId, Evaluated, Event, Started
 from evomerge.run.folder import RunFolder
@@ -31,7 +29,7 @@ from evomerge.run.journal import JournalReader
 from evomerge.run.lease import is_held
 from evomerge.run.replay import source_infos, space_of
 from evomerge.run.state import RunState
-from evomerge.search import Archive, State, scalarize
+from evomerge.search import Archive, scalarize
 from evomerge.spaces import Space
 
 Json = dict[str, Any]
@@ -59,38 +57,33 @@ class Run:
     Args:
         path: the run folder.
         clock: seconds since 1970; how long a running run has run depends on it.
+        state: of the coordinator in this process, which keeps it up to date; left out: the journal is read.
 
     Raises:
         StateError: when it is not a run folder, or its journal is broken.
     """
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time, state: RunState | None = None) -> None:
         self._folder = RunFolder.open(path)
         self._clock = clock
         self._config = self._folder.config()
-        self._reader = JournalReader(self._folder.journal)
-        self._events: list[Event] = []
-        self._state = RunState(self._config.search.scalarize)
-        self._busy = BusyWorkers()
-        self._outcomes: Counter[State] = Counter()
+        self._reader: JournalReader | None = None
+        if state is None:
+            self._reader = JournalReader(self._folder.journal)
+            state = RunState(self._config.search.scalarize, self._reader.events)
+        self._state = state
         self.refresh()
 
-    def refresh(self) -> list[Event]:
-        """Read the events that came since the last look and return them.
+    def refresh(self) -> None:
+        """Read the events that came since the last look.
 
         Raises:
             StateError: when the journal is broken.
         """
         # A coordinator that has only just begun has no journal yet.
-        new = self._reader.poll() if self._folder.journal.exists() else []
-        for event in new:
-            self._state.apply(event)
-            if isinstance(event, Evaluated):
-                self._busy.add(event, self._state.elapsed_s)
-                if isinstance(event.candidate, int) and event.split == "search" and event.reused_from is None:
-                    self._outcomes[event.state] += 1
-        self._events.extend(new)
-        return new
+        if self._reader is not None and self._folder.journal.exists():
+            for event in self._reader.read():
+                self._state.apply(event)
 
     @property
     def folder(self) -> RunFolder:
@@ -105,7 +98,7 @@ class Run:
     @property
     def events(self) -> Sequence[Event]:
         """Every event that was read."""
-        return tuple(self._events)
+        return tuple(self._state.since(0))
 
     @property
     def state(self) -> RunState:
@@ -162,14 +155,14 @@ class Run:
         """
         condition, elapsed_s = self.condition(), self.elapsed_s()
         archive = self._state.archives.get("search")
-        share = self._busy.share()
+        share = self._state.busy.share()
         return {
             "run": self._folder.name,
             "state": condition,
             "evaluations": {
                 "done": self._state.num_done,
-                "failed": self._outcomes["failed"],
-                "infeasible": self._outcomes["infeasible"],
+                "failed": self._state.outcomes["failed"],
+                "infeasible": self._state.outcomes["infeasible"],
                 "running": len(self._state.open_ids) if condition == "running" else 0,
             },
             "best": self._best_values(archive),
@@ -181,7 +174,7 @@ class Run:
                 self.budget, evaluations=self._state.num_done, elapsed_s=elapsed_s, gpu_s=self._state.gpu_s
             ),
             "busy_share": None if share is None else round(share, 4),
-            "workers": self._busy.table(),
+            "workers": self._state.busy.table(),
         }
 
     @staticmethod
@@ -325,7 +318,7 @@ class Run:
         rows = [point.best_per_objective or blank for point in points]
         return History(
             candidate=np.array([point.id for point in points], dtype=np.int64),
-            elapsed_s=np.array([elapsed for _, elapsed in self._state.timeline], dtype=np.float64),
+            elapsed_s=np.array(self._state.timeline, dtype=np.float64),
             best=np.array([np.nan if point.best is None else point.best for point in points], dtype=np.float64),
             best_per_objective=np.array(rows, dtype=np.float64).reshape(len(rows), len(blank)),
             hypervolume=np.array([point.hypervolume for point in points], dtype=np.float64),

@@ -229,8 +229,10 @@ class Archive:
             score = scalarize(self._scalarize, values)
             best = score if best is None else max(best, score)
             self._best = max(self._best or (score, -candidate_id), (score, -candidate_id))
-            per_objective = tuple(map(max, values, per_objective)) if per_objective else values
-        self._history.append(HistoryPoint(candidate_id, best, per_objective, volume + added))
+            highest = tuple(map(max, values, per_objective)) if per_objective else values
+            # Most evaluations better nothing: their points share what they have, for a run has tens of thousands.
+            per_objective = per_objective if per_objective == highest else highest
+        self._history.append(HistoryPoint(candidate_id, best, per_objective, volume + added if added else volume))
 
 
 def _default_reference(name: str, value: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,14 @@ from typing import Any
 from urllib.parse import unquote
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def write_cached(cache: Path, name: str, commit: str, model: Path) -> None:
+    """Put a model into a hub's cache as a commit of `org/name`, and let `main` mean it."""
+    place = cache / f"models--{name.replace('/', '--')}"
+    shutil.copytree(model, place / "snapshots" / commit)
+    (place / "refs").mkdir(exist_ok=True)
+    (place / "refs" / "main").write_text(commit)
 
 
 class Hub:

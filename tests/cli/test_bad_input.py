@@ -400,7 +400,7 @@ class TestARunThatIsThere:
 
 def _forge_scores_path(journal: Path, path: str) -> None:
     """Let the last line that names scores name another file, with checksums that hold."""
-    from evomerge.run.journal import _chain, _dump
+    from evomerge.run.lines import chain, dump
 
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     chosen = max(index for index, line in enumerate(lines) if line.get("scores"))
@@ -408,8 +408,8 @@ def _forge_scores_path(journal: Path, path: str) -> None:
     checksum, texts = "", []
     for line in lines:
         del line["checksum"]
-        checksum = _chain(checksum, line)
-        texts.append(_dump({**line, "checksum": checksum}) + "\n")
+        checksum = chain(checksum, line)
+        texts.append(dump({**line, "checksum": checksum}) + "\n")
     journal.write_text("".join(texts))
 
 

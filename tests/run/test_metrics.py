@@ -133,16 +133,17 @@ def test_a_histogram_counts_each_observation_in_its_bucket(seconds: list[float])
 def test_failures_are_counted_by_their_kind(config: RunConfig, run: Path) -> None:
     state = state_of(run)
     event = next(event for event in state.evaluations.values() if isinstance(event.candidate, int))
-    more = {
-        (1000, "search"): event.model_copy(
-            update={"candidate": 1000, "seq": state.seq + 1, "state": "failed", "reason": "quarantined: it killed two"}
+    first = len(state.asked)
+    for number, update in enumerate(
+        (
+            {"state": "failed", "reason": "quarantined: it killed two"},
+            {"state": "failed", "reason": "error: x"},
+            {"reused_from": 1},
         ),
-        (1001, "search"): event.model_copy(
-            update={"candidate": 1001, "seq": state.seq + 2, "state": "failed", "reason": "error: x"}
-        ),
-        (1002, "search"): event.model_copy(update={"candidate": 1002, "seq": state.seq + 3, "reused_from": 1}),
-    }
-    state.evaluations.update(more)  # type: ignore[arg-type]
+        start=first,
+    ):
+        state.apply(state.asked[0].model_copy(update={"candidate": number, "recipe_id": event.recipe_id}))
+        state.apply(event.model_copy(update={"candidate": number, **update}))
     found = values(measure(state, {}))
     assert found["evomerge_quarantined_total", ""] == 1
     assert found["evomerge_evaluations_total", "failed"] == 2

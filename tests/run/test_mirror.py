@@ -19,6 +19,7 @@ import boto3
 import fsspec
 import pytest
 
+from evomerge.cli.main import run_command
 from evomerge.cluster import InlineExecutor
 from evomerge.errors import ConfigError, EvomergeError, RunHeldError, StateError, StorageError
 from evomerge.fitness.types import Evaluation, Split
@@ -32,6 +33,7 @@ from evomerge.run.mirror_store import MirrorStore
 from evomerge.run.problem import Problem
 from evomerge.run.replay import verify
 from evomerge.run.session import ExecutorFactory, resume, start
+from evomerge.run.stopping import stop_idle
 from tests.run.s3_server import BUCKET, Fault, S3Server
 from tests.run.small import AnalyticScorer, analytic_executor, small_search, write_problem
 from tests.run.test_resume import Story, story
@@ -344,6 +346,43 @@ def test_a_folder_that_is_ahead_is_copied_and_one_that_is_behind_brought_up(
     assert story(tmp_path / "run") == undisturbed
     resume(tmp_path / "behind", executor=analytic_executor, mirror=memory)
     assert lines(tmp_path / "behind")[: len(lines(tmp_path / "run"))] == lines(tmp_path / "run")
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_a_stop_of_an_idle_run_is_known_wherever_the_mirror_is(
+    where: str, memory: str, config: RunConfig, tmp_path: Path
+) -> None:
+    """Whatever starts runs again by itself, on any machine, does not start this one."""
+    begun(config, tmp_path / "run", memory)
+    path = tmp_path / ("run" if where == "here" else "other")
+    for _ in range(2):
+        assert run_command(["stop", str(path), "--mirror", memory]) == 0
+        assert num_mirrored(memory) == len(lines(path))
+    with pytest.raises(StateError, match="this run was stopped; continue it with `evomerge resume"):
+        resume(tmp_path / "scheduled", config=config, executor=analytic_executor, mirror=memory)
+    assert lines(tmp_path / "scheduled") == lines(path)
+    assert resume(tmp_path / "scheduled", executor=analytic_executor, mirror=memory).ending == "finished"
+
+
+def test_a_stop_without_the_mirror_reaches_it_with_the_next_session_of_the_folder(
+    memory: str, config: RunConfig, tmp_path: Path
+) -> None:
+    """Even with one that only learns that the run was stopped."""
+    begun(config, tmp_path / "run", memory)
+    stop_idle(tmp_path / "run")
+    assert num_mirrored(memory) == len(lines(tmp_path / "run")) - 1
+    with pytest.raises(StateError, match="this run was stopped"):
+        resume(tmp_path / "run", config=config, executor=analytic_executor, mirror=memory)
+    assert num_mirrored(memory) == len(lines(tmp_path / "run"))
+
+
+def test_a_run_that_is_held_elsewhere_is_not_stopped_at_its_mirror(
+    memory: str, config: RunConfig, tmp_path: Path
+) -> None:
+    begun(config, tmp_path / "run", memory)
+    with mirrored(memory), pytest.raises(RunHeldError, match="pause or stop it there"):
+        stop_idle(tmp_path / "run", memory)
+    assert num_mirrored(memory) == len(lines(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("longer", ["folder", "mirror"])

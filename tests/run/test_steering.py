@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from evomerge.cluster import InlineExecutor
 from evomerge.errors import StateError, StorageError
+from evomerge.fitness.types import Evaluation, Split
 from evomerge.recipe import Recipe
 from evomerge.run.commands import ChangeBudget, Drain, Hold, Inject, SetWorkers
 from evomerge.run.config import RunConfig
@@ -20,7 +25,7 @@ from evomerge.run.replay import verify
 from evomerge.run.session import resume, start
 from evomerge.run.stopping import stop_idle
 from evomerge.run.view import load_run
-from tests.run.small import analytic_executor, small_search, write_problem
+from tests.run.small import DOCUMENTS, OBJECTIVES, AnalyticScorer, analytic_executor, small_search, write_problem
 from tests.run.steered import Order, Shell, attentive, cut, done, put, refused, steer, steered_executor
 from tests.run.test_resume import story
 
@@ -50,7 +55,7 @@ def weights(path: Path, source: str) -> list[set[float]]:
     return [{asked.genome[place] for place in places} for asked in run.state.asked.values()]
 
 
-def injection(weight: float) -> Order:
+def injection(weight: float) -> Callable[[Problem], Inject]:
     """Return the injection of the recipe in which every weight is this."""
 
     def command(problem: Problem) -> Inject:
@@ -263,6 +268,48 @@ class TestInjection:
         first, second = (done(answer) for answer in answers)
         assert f"has the recipe of {first.facts['candidate']}, which has been scored" in second.text
         assert load_run(path).state.num_done == 10
+        assert verify(path).open == 0
+
+    @pytest.mark.parametrize("searcher", ["cma_es", "cat_cma"])
+    def test_one_that_is_best_wins_though_the_searcher_does_not_look_at_it(
+        self, folder: Path, tmp_path: Path, searcher: str
+    ) -> None:
+        """It is scored once a split and leads in each; what the searcher asks is what it asks without."""
+        search = {"searcher": searcher, "seed": 0, "options": {"population": 4}}
+        config = small_search(folder, evaluations=12, search=search)
+        path, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+        shell = Shell(path, {7: [injection(0.25)]})
+        splits: list[Split] = []
+
+        def executor(problem: Problem, shell: Shell) -> InlineExecutor:
+            given = Recipe.from_mapping(injection(0.25)(problem).recipe)
+
+            class Scorer(AnalyticScorer):
+                calls = 0
+
+                def score(self, recipe: Recipe, split: Split) -> Evaluation:
+                    self.calls += 1
+                    shell.at(self.calls, problem)
+                    known = super().score(recipe, split)
+                    if recipe != given:  # whatever it is, its first answer is wrong
+                        flaw = np.arange(DOCUMENTS) > 0
+                        return replace(known, samples={name: found * flaw for name, found in known.samples.items()})
+                    splits.append(split)
+                    documents = {task: tuple(f"{split}{n}" for n in range(DOCUMENTS)) for task in ("letters", "digits")}
+                    return Evaluation(split, {name: np.ones(DOCUMENTS) for name in OBJECTIVES}, documents)
+
+            return InlineExecutor(problem.config.executor, lambda: Scorer(problem))
+
+        start(config, path, executor=partial(executor, shell=shell))
+        start(config, undisturbed, executor=partial(executor, shell=Shell(undisturbed, {})))
+        run = load_run(path)
+        winner = done(shell.answers()[0]).facts["candidate"]
+        assert splits == ["search", "validation"]
+        assert run.best() == winner
+        assert run.archive("search").front() == run.archive("validation").front() == (winner,)
+        assert run.state.num_done == 12
+        asked = [event.genome for event in run.state.asked.values() if event.candidate != winner]
+        assert asked == [event.genome for event in load_run(undisturbed).state.asked.values()][: len(asked)]
         assert verify(path).open == 0
 
     @pytest.mark.parametrize(
