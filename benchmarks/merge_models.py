@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ _TUNED = 1e-3
 """Standard deviation of what tuning adds, about ten steps of bfloat16."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Shape:
     """Sizes of a Llama."""
 
@@ -50,7 +51,7 @@ class Shape:
             "torch_dtype": "bfloat16",
         }
 
-    @property
+    @cached_property
     def infos(self) -> dict[str, TensorInfo]:
         """Every tensor, by its name."""
         wide, narrow = self.hidden, self.hidden // self.heads * self.key_heads
@@ -107,7 +108,7 @@ def _write_config(folder: Path, shape: Shape) -> None:
     (folder / "config.json").write_text(json.dumps(shape.config, indent=2))
 
 
-@dataclass(slots=True)
+@dataclass
 class RandomModel:
     """A source whose tensors are drawn on a device, once, and stay there."""
 
@@ -123,12 +124,12 @@ class RandomModel:
         """The configuration."""
         return self.shape.config
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """Which tensor belongs where."""
         return Layout(self.shape.infos, self.config, "random")
 
-    @property
+    @cached_property
     def content_hash(self) -> str:
         """Which model it is."""
         return hashlib.sha256(f"{self.shape} {self.number}".encode()).hexdigest()

@@ -81,15 +81,17 @@ def make_tensor(
         SourceError: when a source has NaN or infinite values.
         InfeasibleError: when the blend is not finite.
     """
+    seen: list[bool] = []
+    """Whether a kernel has seen that the result is finite."""
     if planned.copied_from is not None and is_buffer(planned.name, planned.info):
         result = plan.sources.stored(planned.copied_from, planned.name_in(planned.copied_from)).to(device)
     else:
         dtype = planned.info.dtype if dtype is None else dtype
         if planned.rescale is None:
-            result = _computed(plan, planned, device, dtype).to(dtype)
+            result = _computed(plan, planned, device, dtype, lambda: seen.append(True)).to(dtype)
         else:
             result = planned.rescale(_computed(plan, planned, device, torch.float32).float()).to(dtype)
-    if not is_finite(result):
+    if not (seen or is_finite(result)):
         if planned.step is not None:
             for alias in _inputs(planned.step.blend):
                 plan.sources.working(alias, planned.name_in(alias))
@@ -100,13 +102,18 @@ def make_tensor(
     return result
 
 
-def _computed(plan: MergePlan, planned: PlannedTensor, device: str, dtype: torch.dtype) -> Tensor:
-    """Return the tensor in `dtype`, or in what it is stored as where it is a copy, or in float32."""
+def _computed(
+    plan: MergePlan, planned: PlannedTensor, device: str, dtype: torch.dtype, finite: Callable[[], None] | None = None
+) -> Tensor:
+    """Return the tensor in `dtype`, or in what it is stored as where it is a copy, or in float32.
+
+    `finite` is called where it is seen meanwhile that all of it is finite.
+    """
     if planned.stretches:
         return _in_stretches(plan, planned, device)
     if planned.step is None:
         return _copy(plan, planned, device)
-    return _blend(plan, planned, planned.step, device, dtype)
+    return _blend(plan, planned, planned.step, device, dtype, finite)
 
 
 def _in_stretches(plan: MergePlan, planned: PlannedTensor, device: str) -> Tensor:
@@ -154,7 +161,14 @@ def _copy(plan: MergePlan, planned: PlannedTensor, device: str) -> Tensor:
     return plan.sources.working(planned.copied_from, planned.name_in(planned.copied_from), device)
 
 
-def _blend(plan: MergePlan, planned: PlannedTensor, step: Step, device: str, dtype: torch.dtype) -> Tensor:
+def _blend(
+    plan: MergePlan,
+    planned: PlannedTensor,
+    step: Step,
+    device: str,
+    dtype: torch.dtype,
+    finite: Callable[[], None] | None = None,
+) -> Tensor:
     sources, blend = plan.sources, step.blend
     if blend.lines is not None:
         plain = replace(step, blend=replace(blend, lines=None))
@@ -162,7 +176,7 @@ def _blend(plan: MergePlan, planned: PlannedTensor, step: Step, device: str, dty
         root = sources.working(blend.lines.base, planned.name_in(blend.lines.base), device)
         return drawn_in(merged, root, share_of(plan, blend.lines, device), dtype)
     tensors, base, context = _arguments(plan, planned, step, device, dtype)
-    return step.kernel(tensors, base, blend.params, context)
+    return step.kernel(tensors, base, blend.params, replace(context, finite=finite))
 
 
 def _arguments(plan: MergePlan, planned: PlannedTensor, step: Step, device: str, dtype: torch.dtype) -> Arguments:

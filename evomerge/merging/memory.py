@@ -1,7 +1,7 @@
-"""Memory for results, used again when nobody holds the tensor that was in it.
+"""Memory on a CPU for what is kept and for results, in the large pages that NumPy asks the system for.
 
-Memory that is new to the process costs a merge on a CPU as much as its arithmetic: the system finds and clears each
-page on its first use.
+With small ones a merge waits for their places to be looked up. Memory that is new to the process costs as much as the
+arithmetic, since the system finds and clears each page on its first use: what a result leaves is used again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,15 @@ _LARGE = 1 << 20
 """Bytes from which memory comes from the system for each tensor anew."""
 _MOST_BYTES = 1 << 29
 """Memory that nobody holds is kept up to this size."""
+
+
+def copied(tensor: Tensor, device: str, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a copy on a device, in a dtype (None: its own)."""
+    dtype = tensor.dtype if dtype is None else dtype
+    if torch.device(device).type != "cpu":
+        return tensor.to(device=device, dtype=dtype, copy=True)
+    memory = np.empty(tensor.numel() * dtype.itemsize, np.uint8)
+    return torch.from_numpy(memory).view(dtype).view(tensor.shape).copy_(tensor)
 
 
 class _Block:

@@ -23,7 +23,7 @@ from evomerge.checkpoints import (
     not_finite_text,
 )
 from evomerge.errors import RecipeError, SourceError
-from evomerge.merging.memory import ResultMemory
+from evomerge.merging.memory import ResultMemory, copied
 from evomerge.merging.statistics import Statistics
 from evomerge.operators.kernels.context import Statistic
 from evomerge.operators.metadata import StatisticKind
@@ -92,7 +92,7 @@ class Sources:
                 continue  # one model under two aliases is kept once
             check_finite(model, alias)
             self._resident[id(model)] = {
-                name: model.tensor(name).to(device=device, dtype=torch.float32, copy=True)
+                name: copied(model.tensor(name), device, torch.float32)
                 for name in model.names()
                 if not is_buffer(name, model.info(name))
             }
@@ -112,7 +112,7 @@ class Sources:
                 continue
             check_finite(model, alias)
             kept = {
-                name: model.tensor(name).to(device=device, copy=True)
+                name: copied(model.tensor(name), device)
                 for name in model.names()
                 if not is_buffer(name, model.info(name))
             }

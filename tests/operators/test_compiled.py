@@ -83,6 +83,17 @@ def test_vectors_at_odd_addresses_and_of_mixed_dtypes_are_summed_alike(dtype: to
     assert all(torch.equal(out, outs[0]) for out in outs[1:])
 
 
+@given(st.sampled_from([0.0, 1.0, 3e38, 3.4e38, np.inf, -np.inf, np.nan]), st.integers(0, 999), st.booleans())
+def test_a_sum_is_called_finite_just_where_all_of_it_is(value: float, place: int, base: bool) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        origin, *tuned = drawn(1000, 3, torch.float32, 0)
+        tuned[1][place] = value
+        flat = [Flat(tensor) for tensor in tuned]
+        out = torch.empty(1000, dtype=dtype)
+        known = cpu.write_sum(out, Flat(origin) if base else None, flat, {0: 0.5, 1: 1.05}, Whole())
+        assert known == bool(torch.isfinite(out).all())
+
+
 def at_an_odd_address(tensor: Tensor) -> Tensor:
     room = bytearray(tensor.nbytes + 1)
     shifted = torch.frombuffer(room, dtype=tensor.dtype, offset=1)

@@ -5,7 +5,7 @@ Legend: θ_0 base, τ_i = θ_i - θ_0, τ̂_i after some entries were dropped, w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,13 +27,15 @@ def summed(
     out: Tensor,
     *,
     multiple: int = 1,
+    finite: Callable[[], None] | None = None,
 ) -> Tensor:
     """Write θ_0 + Σ c_i τ̂_i to `out`, span by span; spans are a whole number of `multiple` elements.
 
-    Without a base it is Σ c_i θ_i, of one source at least.
+    Without a base it is Σ c_i θ_i, of one source at least. `finite` is called where it is seen that all of it is.
     """
     if cpu.compiles(out, origin, (flat[index] for index in coefficients), sparsify):
-        cpu.write_sum(out, origin, flat, coefficients, sparsify)
+        if cpu.write_sum(out, origin, flat, coefficients, sparsify) and finite is not None:
+            finite()
         return out
     scratch = Scratch(out.device)
     for span in scratch.over(spans(out.numel(), out.device, multiple)):

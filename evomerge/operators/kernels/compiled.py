@@ -44,6 +44,7 @@ TERM = np.dtype(
 of `keys` where those of its mask begin and the word below which entries are kept; w_i, and what it is multiplied by."""
 
 _f32, _i32, _u32 = np.float32, np.int32, np.uint32
+_MAGNITUDE, _INFINITY = _u32(0x7FFF_FFFF), _u32(0x7F80_0000)
 _M_0, _M_1, _M_2 = _i32(-1640531535), _i32(0x7FEB_352D), _i32(0x846C_A68B - (1 << 32))
 
 
@@ -91,7 +92,7 @@ def _rounded(value):  # type: ignore[no-untyped-def]
     """Return the bits of a float32 rounded to bfloat16: to nearest, ties to even."""
     word = _bits_of(value)
     rounded = _u32(word + _u32(0x7FFF) + ((word >> _u32(16)) & _u32(1))) >> _u32(16)
-    not_a_number = (word & _u32(0x7FFF_FFFF)) > _u32(0x7F80_0000)
+    not_a_number = (word & _MAGNITUDE) > _INFINITY
     return _u32(0x7FC0) if not_a_number else rounded
 
 
@@ -162,9 +163,10 @@ def _load(vector: Any, place: int) -> Any:
     return _widened(vector[place]) if vector.dtype == np.uint16 else vector[place]
 
 
-def _store(vector: Any, place: int, value: Any) -> None:
-    """Put a float32 into a vector; bits of 16 are a bfloat16."""
+def _store(vector: Any, place: int, value: Any) -> Any:
+    """Put a float32 into a vector, where bits of 16 are a bfloat16; return the bits of its magnitude as float32."""
     vector[place] = _rounded(value) if vector.dtype == np.uint16 else value
+    return _u32(_bits_of(_load(vector, place)) & _MAGNITUDE)
 
 
 @overload(_load, inline="always")
@@ -177,17 +179,20 @@ def _load_compiled(vector, place):  # type: ignore[no-untyped-def]  # noqa: ARG0
 @overload(_store)
 def _store_compiled(vector, place, value):  # type: ignore[no-untyped-def]  # noqa: ARG001  Numba matches the names
     def halves(vector, place, value):  # type: ignore[no-untyped-def]
-        vector[place] = _rounded(value)
+        half = _u32(_rounded(value))
+        vector[place] = half
+        return _u32((half << _u32(16)) & _MAGNITUDE)
 
     def floats(vector, place, value):  # type: ignore[no-untyped-def]
         vector[place] = value
+        return _u32(_bits_of(value) & _MAGNITUDE)
 
     return halves if vector.dtype == types.uint16 else floats
 
 
 @_compile
 def sum_vectors(out, origin, vectors, factors):  # type: ignore[no-untyped-def]
-    """Write θ_0 + Σ c_i τ_i to `out`; without an `origin` (None) Σ c_i θ_i.
+    """Write θ_0 + Σ c_i τ_i to `out`, without an `origin` (None) Σ c_i θ_i; tell whether all of it is finite.
 
     It is `sum_terms` of vectors that lose nothing, compiled anew for each number of them: one loop for all of them
     waits for memory alone.
@@ -198,17 +203,19 @@ def sum_vectors(out, origin, vectors, factors):  # type: ignore[no-untyped-def]
         vectors: θ_i, a tuple of one type.
         factors: c_i, a tuple of float32.
     """
+    largest = _u32(0)
     for place in range(len(out)):
         total = _f32(-0.0)
         if origin is None:
             for index in range(len(vectors)):
                 total += factors[index] * _load(vectors[index], place)
-            _store(out, place, total)
         else:
             root = _load(origin, place)
             for index in range(len(vectors)):
                 total += factors[index] * (_load(vectors[index], place) - root)
-            _store(out, place, root + total)
+            total += root
+        largest = max(largest, _store(out, place, total))
+    return largest < _INFINITY
 
 
 @_compile

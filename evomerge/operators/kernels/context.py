@@ -64,6 +64,8 @@ class Context:
     """What the result is rounded to, once."""
     empty: Callable[[int, torch.dtype, torch.device], Tensor] = _empty
     """(length, dtype, device) to the uninitialised vector that a result is written into."""
+    finite: Callable[[], None] | None = None
+    """Is called by a kernel that has seen, while it wrote its result, that every element of it is finite."""
     is_vocabulary: bool = False
     """Whether the parameter has a row a token: an embedding, or the head."""
     inputs_first: bool = False

@@ -39,17 +39,17 @@ def compiles(out: Tensor, origin: Flat | None, flat: Iterable[Flat], thinning: S
 
 def write_sum(
     out: Tensor, origin: Flat | None, flat: Sequence[Flat], coefficients: Mapping[int, float], thinning: Sparsify
-) -> None:
-    """Write θ_0 + Σ c_i τ̂_i to `out`, or without a base Σ c_i θ_i."""
+) -> bool:
+    """Write θ_0 + Σ c_i τ̂_i to `out`, or without a base Σ c_i θ_i; tell whether it is known that all is finite."""
     vectors = tuple(_elements(flat[index].stored) for index in coefficients)
     alike = len({(vector.dtype, vector.flags.aligned) for vector in vectors}) == 1
     if isinstance(thinning, Whole) and alike and len(vectors) <= _FUSED:
         root = None if origin is None else _elements(origin.stored)
         factors = tuple(np.float32(factor) for factor in coefficients.values())
-        compiled.sum_vectors(_elements(out), root, vectors, factors)
-        return
+        return bool(compiled.sum_vectors(_elements(out), root, vectors, factors))
     terms, keys = _terms(flat, {index: (1.0, factor) for index, factor in coefficients.items()}, thinning)
     compiled.sum_terms(_place(out), _origin(origin), out.numel(), terms, keys)
+    return False
 
 
 def write_election(

@@ -40,7 +40,7 @@ def linear(
     if not order:
         return out.zero_().view(tensors[0].shape)
     coefficients = {index: weights[index] for index in order}
-    return summed(flat, None, coefficients, Whole(), out).view(tensors[0].shape)
+    return summed(flat, None, coefficients, Whole(), out, finite=context.finite).view(tensors[0].shape)
 
 
 def task_arithmetic(
@@ -62,4 +62,5 @@ def task_arithmetic(
     factors = [scale * weight for weight in weights]
     order = active(context, factors)
     coefficients = {index: factors[index] for index in order}
-    return summed(flat, origin, coefficients, Whole(), result_like(tensors[0], context)).view(tensors[0].shape)
+    out = result_like(tensors[0], context)
+    return summed(flat, origin, coefficients, Whole(), out, finite=context.finite).view(tensors[0].shape)
