@@ -81,8 +81,7 @@ def make_tensor(
         SourceError: when a source has NaN or infinite values.
         InfeasibleError: when the blend is not finite.
     """
-    seen: list[bool] = []
-    """Whether a kernel has seen that the result is finite."""
+    seen: list[bool] = []  # something, where a kernel has seen that the result is finite
     if planned.copied_from is not None and is_buffer(planned.name, planned.info):
         result = plan.sources.stored(planned.copied_from, planned.name_in(planned.copied_from)).to(device)
     else:
