@@ -193,7 +193,7 @@ class _VllmModules:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Keep what belongs to the whole process from vLLM: random state, torch's switch of threads, warnings as errors."""
+    """Keep what is the whole process's from vLLM: random state, torch's threads, warnings as errors, modules."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
     set_num_threads = torch.set_num_threads
     kernels = import_module("vllm.triton_utils.dispatcher")

@@ -159,14 +159,11 @@ def _thin(term, start, count, keys, values):  # type: ignore[no-untyped-def]
 
 
 def _load(vector: Any, place: int) -> Any:
-    """Return an element of a vector as float32; bits of 16 are a bfloat16."""
-    return _widened(vector[place]) if vector.dtype == np.uint16 else vector[place]
+    """Return an element of a vector as float32; bits of 16 are a bfloat16 (in compiled code alone, as `_store`)."""
 
 
 def _store(vector: Any, place: int, value: Any) -> Any:
     """Put a float32 into a vector, where bits of 16 are a bfloat16; return the bits of its magnitude as float32."""
-    vector[place] = _rounded(value) if vector.dtype == np.uint16 else value
-    return _u32(_bits_of(_load(vector, place)) & _MAGNITUDE)
 
 
 @overload(_load, inline="always")

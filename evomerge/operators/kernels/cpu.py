@@ -41,9 +41,8 @@ def write_sum(
     out: Tensor, origin: Flat | None, flat: Sequence[Flat], coefficients: Mapping[int, float], thinning: Sparsify
 ) -> bool:
     """Write θ_0 + Σ c_i τ̂_i to `out`, or without a base Σ c_i θ_i; tell whether it is known that all is finite."""
-    vectors = tuple(_elements(flat[index].stored) for index in coefficients)
-    alike = len({(vector.dtype, vector.flags.aligned) for vector in vectors}) == 1
-    if isinstance(thinning, Whole) and alike and len(vectors) <= _FUSED:
+    vectors = tuple(_elements(flat[index].stored) for index in coefficients if isinstance(thinning, Whole))
+    if len(vectors) <= _FUSED and len({(vector.dtype, vector.flags.aligned) for vector in vectors}) == 1:
         root = None if origin is None else _elements(origin.stored)
         factors = tuple(np.float32(factor) for factor in coefficients.values())
         return bool(compiled.sum_vectors(_elements(out), root, vectors, factors))
