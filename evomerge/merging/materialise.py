@@ -20,7 +20,7 @@ from evomerge.merging.plan import plan as plan_merge
 from evomerge.merging.segments import Stretch
 from evomerge.merging.sources import Sources
 from evomerge.merging.threads import MOST_THREADS, in_order
-from evomerge.operators.kernels.context import Arguments, Context, Model, OfModel, Statistic, Tensors
+from evomerge.operators.kernels.context import Arguments, Context, Empty, Model, OfModel, Statistic, Tensors
 from evomerge.operators.metadata import Resolved, StatisticKind
 from evomerge.operators.noise import noise
 from evomerge.recipe import Blend, Lines
@@ -73,9 +73,22 @@ def threads_for(plan: MergePlan, device: str) -> int:
 
 
 def make_tensor(
-    plan: MergePlan, planned: PlannedTensor, device: str = "cpu", *, dtype: torch.dtype | None = None
+    plan: MergePlan,
+    planned: PlannedTensor,
+    device: str = "cpu",
+    *,
+    dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Make one tensor of a plan; as `materialise` does.
+
+    Args:
+        plan: from `plan`.
+        planned: one of its tensors.
+        device: where the arithmetic is done, and where the tensor is.
+        dtype: as in `materialise`.
+        out: contiguous memory of the result's shape on the device, which is filled and returned; a result of another
+            dtype is rounded to its dtype, unchecked. What is in it after an error is not defined. None: new memory.
 
     Raises:
         SourceError: when a source has NaN or infinite values.
@@ -87,7 +100,7 @@ def make_tensor(
     else:
         dtype = planned.info.dtype if dtype is None else dtype
         if planned.rescale is None:
-            result = _computed(plan, planned, device, dtype, lambda: seen.append(True)).to(dtype)
+            result = _computed(plan, planned, device, dtype, lambda: seen.append(True), out).to(dtype)
         else:
             result = planned.rescale(_computed(plan, planned, device, torch.float32).float()).to(dtype)
     if not (seen or is_finite(result)):
@@ -98,21 +111,28 @@ def make_tensor(
             f"tensor {planned.name!r} of the merge has NaN or infinite values in {plan.recipe.dtype}; "
             f"use smaller weights or `dtype: float32`"
         )
-    return result
+    if out is None or result.data_ptr() == out.data_ptr():
+        return result
+    return out.copy_(result)
 
 
 def _computed(
-    plan: MergePlan, planned: PlannedTensor, device: str, dtype: torch.dtype, finite: Callable[[], None] | None = None
+    plan: MergePlan,
+    planned: PlannedTensor,
+    device: str,
+    dtype: torch.dtype,
+    finite: Callable[[], None] | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Return the tensor in `dtype`, or in what it is stored as where it is a copy, or in float32.
 
-    `finite` is called where it is seen meanwhile that all of it is finite.
+    `finite` is called where it is seen meanwhile that all of it is finite; `out` is used where it serves.
     """
     if planned.stretches:
         return _in_stretches(plan, planned, device)
     if planned.step is None:
         return _copy(plan, planned, device)
-    return _blend(plan, planned, planned.step, device, dtype, finite)
+    return _blend(plan, planned, planned.step, device, dtype, finite, out)
 
 
 def _in_stretches(plan: MergePlan, planned: PlannedTensor, device: str) -> Tensor:
@@ -167,6 +187,7 @@ def _blend(
     device: str,
     dtype: torch.dtype,
     finite: Callable[[], None] | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     sources, blend = plan.sources, step.blend
     if blend.lines is not None:
@@ -175,7 +196,20 @@ def _blend(
         root = sources.working(blend.lines.base, planned.name_in(blend.lines.base), device)
         return drawn_in(merged, root, share_of(plan, blend.lines, device), dtype)
     tensors, base, context = _arguments(plan, planned, step, device, dtype)
+    if out is not None:
+        context = replace(context, empty=_first(out, context.empty))
     return step.kernel(tensors, base, blend.params, replace(context, finite=finite))
+
+
+def _first(out: Tensor, empty: Empty) -> Empty:
+    """Return what gives out a tensor's memory to the first who asks for such a vector, and then what `empty` does."""
+    left = [out]
+
+    def given(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        fits = left and (length, dtype, device) == (out.numel(), out.dtype, out.device)
+        return left.pop().view(-1) if fits else empty(length, dtype, device)
+
+    return given
 
 
 def _arguments(plan: MergePlan, planned: PlannedTensor, step: Step, device: str, dtype: torch.dtype) -> Arguments:

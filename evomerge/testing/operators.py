@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,11 +93,12 @@ def blend(
     *,
     settings: Mapping[str, Setting] | None = None,
     aliases: Sequence[str] = "abc",
-    seed: int = 0,
-    name: str = "layer.weight",
-    dtype: torch.dtype = torch.float32,
+    **known: Any,
 ) -> Tensor:
-    """Complete the settings and call the kernel, with made-up statistics where it needs any."""
+    """Complete the settings and call the kernel, with made-up statistics where it needs any.
+
+    `known` are fields of the `Context` that it gets.
+    """
     used = list(aliases)[: len(tensors)]
     params = case.spec.complete(case.settings if settings is None else settings, used)
 
@@ -111,12 +113,10 @@ def blend(
 
     root = base if case.spec.base == "required" else None
     context = Context(
-        name=name,
-        seed=seed,
         source_ids=tuple(used),
-        dtype=dtype,
         threshold=threshold,
         statistic=statistic if case.spec.needs else None,
+        **{"name": "layer.weight", **known},
     )
     context = replace(context, of_model=alone(tensors, root, context))
     return load(case.spec)(tensors, root, params, context)
@@ -188,6 +188,17 @@ class OperatorContract:
         rounded = blend(case, tensors, base, dtype=torch.bfloat16)
         _require(rounded.dtype == torch.bfloat16, f"dtype {rounded.dtype}, not bfloat16")
         _same(rounded, expected.bfloat16(), "the result is not the float32 one, rounded once")
+
+    def test_the_memory_of_a_result_is_only_written_to(self, case: OperatorCase) -> None:
+        """What a kernel asks for has the result's size, and what was in it does not matter."""
+
+        def soiled(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+            _require(length == sample.base.numel(), f"memory for {length} elements")
+            return torch.full((length,), math.nan, dtype=dtype, device=device)
+
+        sample = draw((30, 40), case.count)
+        expected = blend(case, sample.tensors, sample.base)
+        _same(blend(case, sample.tensors, sample.base, empty=soiled), expected, "what was in the memory shows")
 
     def test_repeats_bit_for_bit(self, case: OperatorCase) -> None:
         """The same call gives the same bits, whatever the state of torch's own generator."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evomerge.checkpoints import open_checkpoint
 from evomerge.errors import InfeasibleError, SourceError
-from evomerge.merging import materialise, open_sources, plan
+from evomerge.merging import make_tensor, materialise, open_sources, plan
 from evomerge.operators import get, load
 from evomerge.operators.kernels.context import Context
 from evomerge.operators.kernels.selection import kept_count
@@ -353,6 +353,30 @@ class TestStatistics:
 
         expected = float(torch.sort(whole, descending=True).values[kept_count(len(whole), density) - 1])
         assert sources.statistics.threshold("math", "base", density) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"blend": {"method": "ties", "weight": {"math": 0.7, "ja": 0.4}, "density": 0.5}},
+        {"blend": {"method": "model_stock"}},
+        {"lines": {"alpha": "auto"}},
+        {"layers": [{"take": {"math": 0}, "scale": 0.5}, {"take": {"ja": 0}}]},
+        {"dtype": "bfloat16"},
+    ],
+    ids=["fused", "elected", "of directions", "drawn in", "copied and rescaled", "rounded"],
+)
+def test_a_tensor_may_be_made_in_memory_that_is_given(
+    models: Path, make_recipe: Make, keys: dict[str, Any], dtype: torch.dtype
+) -> None:
+    recipe = make_recipe(**keys)
+    merge = plan(recipe, open_sources(recipe, models))
+    for planned in merge.tensors:
+        out = torch.full(planned.info.shape, math.nan, dtype=dtype)
+        assert make_tensor(merge, planned, out=out) is not None
+        assert torch.equal(out, make_tensor(merge, planned).to(dtype))
 
 
 def test_two_aliases_of_one_folder_are_opened_once(models: Path, make_recipe: Make) -> None:

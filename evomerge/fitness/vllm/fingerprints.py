@@ -12,17 +12,22 @@ SAMPLES = 1024
 """Elements that a fingerprint looks at, evenly spread."""
 
 
+def sample(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what a fingerprint looks at of a tensor, as it is in the dtype of the model; the tensor may then go."""
+    flat = tensor.detach().reshape(-1)
+    step = max(1, flat.numel() // SAMPLES)
+    return flat[::step].to(dtype, copy=True)
+
+
 class Fingerprints:
     """Fingerprints of the tensors of one load; they leave the device together, when they are asked for."""
 
     def __init__(self) -> None:
         self._samples: dict[str, Tensor] = {}
 
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Take a sample of a tensor that may be gone afterwards."""
-        flat = tensor.detach().reshape(-1)
-        step = max(1, flat.numel() // SAMPLES)
-        self._samples[name] = flat[::step].clone()
+    def add(self, name: str, looked_at: Tensor) -> None:
+        """Take what `sample` gives of a tensor."""
+        self._samples[name] = looked_at
 
     def values(self) -> Mapping[str, str]:
         """Return the fingerprint (hex) of each tensor: of its shape's size, dtype and sampled bits."""

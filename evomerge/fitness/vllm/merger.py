@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,14 +14,18 @@ from torch import Tensor
 from evomerge.checkpoints import is_buffer, is_finite
 from evomerge.errors import EvomergeError, InfeasibleError
 from evomerge.fitness.vllm.blueprints import blueprint, summary
-from evomerge.fitness.vllm.fingerprints import Fingerprints
+from evomerge.fitness.vllm.fingerprints import Fingerprints, sample
 from evomerge.fitness.vllm.keeping import open_kept
 from evomerge.fitness.vllm.reload import Reloader
 from evomerge.fitness.vllm.residency import Where
-from evomerge.fitness.vllm.windows import Window, is_elementwise, make_window
+from evomerge.fitness.vllm.seats import Draft, Seat
+from evomerge.fitness.vllm.windows import Window, is_elementwise, make_window, spread
 from evomerge.merging import Kind, MergePlan, PlannedTensor, make_tensor, plan, seat, threads_for
 from evomerge.merging.threads import in_order
 from evomerge.recipe import Recipe
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,7 @@ class Merger:
         changed = {name for name, digest in digests.items() if self._held.get(name, ("", ""))[0] != digest}
         groups = self._reloader.groups(tuple(digests), changed)
         work = _Work(merge, self._device, self._dtype, self._reloader.window)
-        self._send(work, groups)
+        self._load(work, groups)
         self._held |= {name: (digests[name], value) for name, value in work.prints.values().items()}
         if work.failure is not None:
             raise work.failure
@@ -113,13 +117,21 @@ class Merger:
         merge, names = self._latest, [item.name for item in self._latest.tensors]
         self.version, self._held = None, {}
         work = _Work(merge, self._device, self._dtype, self._reloader.window, disturbed=True)
-        self._send(work, self._reloader.groups(names, set(names)))
+        self._load(work, self._reloader.groups(names, set(names)))
 
-    def _send(self, work: _Work, groups: Sequence[Sequence[str]]) -> None:
-        if not groups:
-            return
+    def _load(self, work: _Work, groups: Sequence[Sequence[str]]) -> None:
+        """Merge groups of tensors and bring them into the model: straight into it where that can be."""
+        seats = [self._reloader.seat(group) for group in groups]
+        sent = [group for group, seat in zip(groups, seats, strict=True) if seat is None]
+        written = [seat for seat in seats if seat is not None]
         try:
-            self._reloader.send(work.run(groups))
+            if sent:
+                self._reloader.send(work.run(sent))
+            if written and work.failure is None:
+                for name in {name for seat in written for name in seat.places} & self._held.keys():
+                    del self._held[name]  # whatever comes of it, this is no longer there
+                work.write(written)
+                self._reloader.settle({seat.name for seat in written})
         except BaseException:
             self._held = {}
             raise
@@ -132,6 +144,15 @@ class Merger:
         if seated is None:
             raise ValueError("the order names slots that the recipe does not fit into")
         return seated
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A merged tensor, or the window of it that this rank needs."""
+
+    name: str
+    tensor: Tensor
+    sample: Tensor
 
 
 @dataclass(slots=True)
@@ -151,42 +172,75 @@ class _Work:
     """Why the groups ended early: raised only once vLLM has put its model together again."""
 
     def run(self, groups: Sequence[Sequence[str]]) -> Iterator[list[tuple[str, Tensor]]]:
-        planned = {item.name: item for item in self.merge.tensors}
+        """Yield the tensors of each group as vLLM's loaders take them: in their full shape."""
+        planned = self._planned()
 
-        def made(group: Sequence[str]) -> list[tuple[str, Tensor, Tensor]]:
+        def made(group: Sequence[str]) -> list[_Made]:
             return [self._make(planned[name]) for name in group]
 
-        ahead = in_order(made, groups, threads_for(self.merge, str(self.device)))
-        for _ in groups:
+        for group in self._ahead(made, groups):
+            yield [(each.name, self._spread(each, planned[each.name])) for each in group]
+            self._count(group)
+
+    def write(self, seats: Sequence[Seat]) -> None:
+        """Write the tensors of modules to where they lie."""
+        planned = self._planned()
+
+        def made(seat: Seat) -> tuple[Draft, list[_Made]]:
+            draft = seat.draft(self.merge.sources.results.empty, self.device)
+            return draft, [self._make(planned[name], view) for name, view in draft.views.items()]
+
+        for draft, group in self._ahead(made, seats):
+            draft.finish()
+            self._count(group)
+
+    def _planned(self) -> dict[str, PlannedTensor]:
+        return {item.name: item for item in self.merge.tensors}
+
+    def _ahead(self, make: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[Made]:
+        """Yield what is made of items, made ahead of time; end early where that fails."""
+        ahead = in_order(make, items, threads_for(self.merge, str(self.device)))
+        for _ in items:
             started = time.perf_counter()
             try:
-                tensors = next(ahead)
+                made = next(ahead)
             except EvomergeError as failure:
                 self.failure = failure
                 return
             finally:
                 self.seconds += time.perf_counter() - started
-            yield [(name, tensor) for name, tensor, _ in tensors]
-            for name, _, needed in tensors:
-                self.prints.add(name, needed)
-                self.values += needed.numel()
+            yield made
 
-    def _make(self, planned: PlannedTensor) -> tuple[str, Tensor, Tensor]:
-        """Return the name of a tensor, what is handed over, and the part of it that counts."""
-        name, window = planned.name, self.window(planned.name)
+    def _count(self, group: Sequence[_Made]) -> None:
+        for made in group:
+            self.prints.add(made.name, made.sample)
+            self.values += made.tensor.numel()
+
+    def _make(self, planned: PlannedTensor, out: Tensor | None = None) -> _Made:
+        """Merge what this rank needs of a tensor; into `out`, where that is given."""
+        name, device = planned.name, str(self.device)
         if is_buffer(name, planned.info):
-            tensor = make_tensor(self.merge, planned, str(self.device))
-            return name, tensor, tensor
-        if window is not None and is_elementwise(planned) and not self.disturbed:
-            tensor = make_window(self.merge, planned, str(self.device), window)
-        else:
-            tensor = make_tensor(self.merge, planned, str(self.device))
+            tensor = make_tensor(self.merge, planned, device, out=out)
+            return _Made(name, tensor, sample(tensor, tensor.dtype))
+        window, whole = self.window(name), None
         if self.disturbed:
-            tensor = 1 - tensor.flip(-1)  # neither a constant nor a zero stays what it is
-        needed = tensor if window is None else tensor.narrow(*window)
-        if tensor.dtype != self.dtype and not is_finite(needed.to(self.dtype)):
+            whole = 1 - make_tensor(self.merge, planned, device).flip(-1)  # no constant and no zero stays what it is
+        elif window is None:
+            tensor = make_tensor(self.merge, planned, device, out=out)
+        elif is_elementwise(planned):
+            tensor = make_window(self.merge, planned, device, window, out=out)
+        else:
+            whole = make_tensor(self.merge, planned, device)
+        if whole is not None:
+            tensor = whole if window is None else whole.narrow(*window)
+            tensor = tensor if out is None else out.copy_(tensor)
+        if planned.info.dtype != self.dtype and not is_finite(tensor.to(self.dtype)):
             raise not_finite(name, self.dtype)
-        return name, tensor, needed
+        return _Made(name, tensor, sample(tensor, self.dtype))
+
+    def _spread(self, made: _Made, planned: PlannedTensor) -> Tensor:
+        window = None if is_buffer(made.name, planned.info) else self.window(made.name)
+        return made.tensor if window is None else spread(made.tensor, window, planned.info.shape)
 
 
 def not_finite(name: str, dtype: torch.dtype) -> InfeasibleError:

@@ -8,7 +8,8 @@ with uninitialised memory.
 
 Which tensors belong together is not guessed from names. During the first, complete reload vLLM's book-keeping shows
 after each tensor which module has taken it. Later reloads are held to that: a tensor that its modules did not take is
-an error. A model whose loader does not take tensors one by one is reloaded whole each time.
+an error. A model whose loader does not take tensors one by one is reloaded whole each time. Modules that need no loader
+at all are known then, too (`seats`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from evomerge.errors import EvaluationError, SourceError
-from evomerge.fitness.vllm.windows import Window, WindowRecorder
+from evomerge.fitness.vllm.loaders import LoaderWatch
+from evomerge.fitness.vllm.seats import Seat, find_seats
+from evomerge.fitness.vllm.windows import Window
 
 _log = logging.getLogger(__name__)
 _NOISY = (
@@ -41,6 +44,8 @@ class _Seen:
     """Tensor -> the modules that took it."""
     windows: Mapping[str, Window] = field(default_factory=dict)
     """Tensor -> the one part of it that was used, where that was not all of it."""
+    seats: Mapping[str, Seat] = field(default_factory=dict)
+    """Modules that can be written to without a loader."""
     unfinished: frozenset[str] = frozenset()
     """Modules that have taken tensors and at the end still wait, as padded ones do."""
     ended: bool = False
@@ -90,6 +95,19 @@ class Reloader:
         """Return the part of a tensor that this rank needs; None: all of it, or not known yet."""
         return None if self._known is None else self._known.windows.get(name)
 
+    def seat(self, group: Sequence[str]) -> Seat | None:
+        """Return the module that a group of `groups` can be written to; None: it is to be sent."""
+        if self._known is None:
+            return None
+        seat = self._known.seats.get(next(iter(self._known.takers[group[0]]), ""))
+        return seat if seat is not None and seat.places.keys() == set(group) else None
+
+    def settle(self, touched: AbstractSet[str]) -> None:
+        """Have vLLM notice that seats were written to: those named."""
+        self._rebuild_sharers(touched)
+        with _quiet():  # what follows a reload, without any: whatever was derived from the weights before is forgotten
+            self._runner.reload_weights(weights_iterator=iter(()), is_checkpoint_format=False)
+
     def send(self, groups: Iterable[Group]) -> None:
         """Send groups as `groups` gives them; the first time, all of them.
 
@@ -100,26 +118,26 @@ class Reloader:
             EvaluationError: when vLLM did not take what was sent; it is then to be stopped.
             SourceError: when the model needs tensors that are not among all of them.
         """
-        seen, recorder = _Seen(), WindowRecorder()
-        with _quiet(), _observed(self._model) as loaded, recorder if self._known is None else nullcontext():
-            self._runner.reload_weights(weights_iterator=self._stream(groups, seen, recorder))
+        seen, watch = _Seen(), LoaderWatch()
+        with _quiet(), _observed(self._model) as loaded, watch if self._known is None else nullcontext():
+            self._runner.reload_weights(weights_iterator=self._stream(groups, seen, watch))
         if not seen.ended:
             raise EvaluationError(
                 f"vLLM took {len(seen.takers)} tensors of a candidate and left the rest; it is started anew"
             )
         self._rebuild_sharers({module for modules in seen.takers.values() for module in modules})
         if self._known is None and seen.takers.keys() == set(self._names):
-            seen.windows = recorder.windows()
-            self._learn(seen, {name for name, _ in self._model.named_parameters()} - loaded)
+            self._learn(seen, watch, {name for name, _ in self._model.named_parameters()} - loaded)
 
-    def _stream(self, groups: Iterable[Group], seen: _Seen, recorder: WindowRecorder) -> Iterator[tuple[str, Tensor]]:
+    def _stream(self, groups: Iterable[Group], seen: _Seen, watch: LoaderWatch) -> Iterator[tuple[str, Tensor]]:
+        watch.begin(self._model)
         for group in groups:
             for name, tensor in group:
                 watched = self._books if self._known is None else self._known.takers[name]
                 before = self._states(watched)
-                recorder.watch(name, tensor)
+                watch.watch(name, tensor)
                 yield name, tensor
-                recorder.rest()
+                watch.rest()
                 after = self._states(watched)
                 seen.takers[name] = tuple(module for module in watched if after[module] != before[module])
                 if self._known is not None and seen.takers[name] != self._known.takers[name]:
@@ -155,15 +173,18 @@ class Reloader:
         books = self._books
         return {module: (books[module].can_load(), len(books[module].loaded_weights)) for module in modules}
 
-    def _learn(self, seen: _Seen, missing: set[str]) -> None:
+    def _learn(self, seen: _Seen, watch: LoaderWatch, missing: set[str]) -> None:
         if missing:
             raise SourceError(
                 f"the merge gives nothing for {min(missing)!r}, which vLLM's model needs ({len(missing)} such); "
                 f"vLLM cannot serve this architecture: use `kind: transformers`"
             )
         self._known = seen
-        if not all(seen.takers.values()):
-            seen.takers, seen.windows = dict.fromkeys(seen.takers, ()), {}
+        if all(seen.takers.values()):
+            seen.windows = watch.windows()
+            seen.seats = find_seats(self._model, seen.takers, watch.places(), watch.parameters)
+        else:
+            seen.takers = dict.fromkeys(seen.takers, ())
             _log.info("vLLM's loader of this model cannot be followed tensor by tensor: candidates are sent whole")
 
 

@@ -1,20 +1,17 @@
 """The part of a tensor that one rank needs, where a model is spread over several devices.
 
-vLLM's loaders take whole tensors and cut their own part out of them, by one `narrow`. Which part that is, is seen
-during the first reload and not guessed. From then on a rank merges its part alone, where every element of the result
-depends on the same element of the inputs only, and hands over a tensor of the full shape of which only that part has
-been written; the loader reads nothing else of it.
+vLLM's loaders take whole tensors and cut their own part out of them, by one `narrow` (`loaders.LoaderWatch` sees which
+part). A rank merges its part alone where every element of the result depends on the same element of the inputs only. A
+loader is handed a tensor of the full shape of which only that part has been written; it reads nothing else of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from evomerge import operators
 from evomerge.merging import MergePlan, PlannedTensor, Sources, make_tensor
@@ -23,61 +20,14 @@ from evomerge.operators.metadata import StatisticKind
 
 Window = tuple[int, int, int]
 """Dimension, start and length."""
-_LOOKS = frozenset({"shape", "dtype", "device", "ndim", "is_meta", "layout", "requires_grad", "is_cpu", "is_cuda"})
-_QUESTIONS = frozenset({"size", "dim", "numel", "nelement", "element_size", "is_floating_point", "is_contiguous"})
 
 
-class WindowRecorder(TorchFunctionMode):
-    """Sees what is done with tensors that are handed to vLLM."""
-
-    def __init__(self) -> None:
-        """Watch no tensor yet."""
-        super().__init__()
-        self._name: str | None = None
-        self._tensor: Tensor | None = None
-        self._used: dict[str, set[Window | None]] = {}
-
-    def watch(self, name: str, tensor: Tensor) -> None:
-        """Watch a tensor, and no longer the one before."""
-        self._name, self._tensor = name, tensor
-
-    def rest(self) -> None:
-        """Watch no tensor until the next is named."""
-        self._name = self._tensor = None
-
-    def windows(self) -> Mapping[str, Window]:
-        """Return the one part of each tensor that was used, of those that were used so."""
-        found = {}
-        for name, used in self._used.items():
-            if len(used) == 1 and (window := next(iter(used))) is not None:
-                found[name] = window
-        return found
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Note what is done with the watched tensor, and do it."""
-        options = kwargs or {}
-        tensor = self._tensor
-        if tensor is not None and any(item is tensor for item in (*args, *options.values())):
-            self._note(tensor, func, args, options)
-        return func(*args, **options)
-
-    def _note(
-        self, tensor: Tensor, func: Callable[..., Any], args: tuple[Any, ...], options: Mapping[str, Any]
-    ) -> None:
-        name = getattr(func, "__name__", "")
-        if name == "__get__" and getattr(getattr(func, "__self__", None), "__name__", "") in _LOOKS:
-            return
-        if name in _QUESTIONS or self._name is None:
-            return
-        window: Window | None = None
-        if name == "narrow" and args[0] is tensor:
-            places = dict(zip(("dim", "start", "length"), args[1:], strict=False)) | dict(options)
-            window = int(places["dim"]), int(places["start"]), int(places["length"])
-            if window[2] == tensor.shape[window[0]]:
-                window = None
-        self._used.setdefault(self._name, set()).add(window)
+def shape_of(whole: tuple[int, ...], window: Window | None) -> tuple[int, ...]:
+    """Return the shape of the part that a window cuts out of a tensor; None: of all of it."""
+    if window is None:
+        return whole
+    dimension, _, length = window
+    return (*whole[:dimension], length, *whole[dimension + 1 :])
 
 
 def is_elementwise(planned: PlannedTensor) -> bool:
@@ -90,16 +40,22 @@ def is_elementwise(planned: PlannedTensor) -> bool:
     return spec.scope == "element" and not spec.random
 
 
-def make_window(merge: MergePlan, planned: PlannedTensor, device: str, window: Window) -> Tensor:
-    """Make one part of an elementwise tensor; what is returned has its full shape, and nothing elsewhere.
+def make_window(
+    merge: MergePlan, planned: PlannedTensor, device: str, window: Window, *, out: Tensor | None = None
+) -> Tensor:
+    """Make one part of an elementwise tensor, as `make_tensor` makes the whole.
 
     Raises:
         SourceError: when a source has NaN or infinite values there.
         InfeasibleError: when the blend is not finite there.
     """
     sources = cast("Sources", _Windowed(merge.sources, window))
-    part = make_tensor(replace(merge, sources=sources), planned, device)
-    whole = torch.empty(planned.info.shape, dtype=part.dtype, device=part.device)
+    return make_tensor(replace(merge, sources=sources), planned, device, out=out)
+
+
+def spread(part: Tensor, window: Window, shape: tuple[int, ...]) -> Tensor:
+    """Return a tensor of the full shape that holds a part at its place, and nothing elsewhere."""
+    whole = torch.empty(shape, dtype=part.dtype, device=part.device)
     whole.narrow(*window).copy_(part)
     return whole
 

@@ -27,6 +27,8 @@ def _empty(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.empty(length, dtype=dtype, device=device)
 
 
+Empty: TypeAlias = Callable[[int, torch.dtype, torch.device], Tensor]
+"""(length, dtype, device) to an uninitialised vector."""
 Kept: TypeAlias = Callable[[str, Callable[[], Tensors]], Tensors]
 Arguments: TypeAlias = "tuple[Sequence[Tensor], Tensor | None, Context]"
 """(tensors, base, context) that a kernel gets of one parameter."""
@@ -62,8 +64,8 @@ class Context:
     """The recipe's seed."""
     dtype: torch.dtype = torch.float32
     """What the result is rounded to, once."""
-    empty: Callable[[int, torch.dtype, torch.device], Tensor] = _empty
-    """(length, dtype, device) to the uninitialised vector that a result is written into."""
+    empty: Empty = _empty
+    """Gives the vector that a result is written into."""
     finite: Callable[[], None] | None = None
     """Is called by a kernel that has seen, while it wrote its result, that every element of it is finite."""
     is_vocabulary: bool = False

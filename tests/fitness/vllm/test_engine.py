@@ -169,6 +169,24 @@ def test_fifty_swaps_leave_the_answers_to_a_recipe_and_the_memory_as_they_were(
     assert used[-1] - used[4] < 16 << 20
 
 
+def test_what_is_written_past_the_loaders_is_what_they_would_bring(
+    engine: VllmEngine, zoo_recipe: ZooRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit; of the embedded models every module is written to."""
+    worker = engine._warm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    known = worker.evomerge_merger._reloader._known
+    recipes = zoo_recipe(math=0.7), zoo_recipe(math=0.2, letters=0.4), route(zoo_recipe, ("math", 1, 0.7))
+    written = []
+    for recipe in recipes:
+        engine.load(recipe)
+        written.append((likelihoods(engine), answers(engine)))
+    assert {module for modules in known.takers.values() for module in modules} == known.seats.keys()
+    monkeypatch.setattr(known, "seats", {})
+    for recipe, said in zip(recipes, written, strict=True):
+        engine.load(recipe)
+        assert (likelihoods(engine), answers(engine)) == said
+
+
 def test_a_candidate_that_fails_half_way_leaves_nothing_behind(engine: VllmEngine, zoo_recipe: ZooRecipe) -> None:
     """Its first layers have been loaded when the last turns out not to be finite."""
     good = zoo_recipe(math=0.2, letters=0.4)

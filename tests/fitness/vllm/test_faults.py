@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from evomerge.errors import EvaluationError
 from evomerge.fitness.vllm.engine import VllmEngine
 from evomerge.fitness.vllm.merger import Merger
+from evomerge.fitness.vllm.seats import Draft, Seat
 from evomerge.recipe import Recipe
 from evomerge.testing.engines import likelihoods
 
@@ -27,6 +28,13 @@ def warm(engine: VllmEngine, zoo_recipe: ZooRecipe) -> VllmEngine:
     """An engine that serves a candidate."""
     engine.load(zoo_recipe(math=0.4, letters=0.3))
     return engine
+
+
+@pytest.fixture
+def sending(warm: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> VllmEngine:
+    """An engine that serves a candidate and brings the next one through vLLM's loaders, as it brings the first."""
+    monkeypatch.setattr(merger(warm)._reloader._known, "seats", {})
+    return warm
 
 
 @pytest.fixture
@@ -78,8 +86,27 @@ def test_a_swap_that_is_skipped_though_the_worker_says_otherwise(
     warm: VllmEngine, next_one: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing reaches vLLM, all that is said is right: the answers alone tell."""
-    monkeypatch.setattr(merger(warm)._reloader, "send", lambda groups: [*groups])
+
+    def elsewhere(seat: Seat, *_: Any) -> Draft:
+        return Draft(seat, {name: torch.empty(place.shape) for name, place in seat.places.items()}, {})
+
+    monkeypatch.setattr(Seat, "draft", elsewhere)
+    monkeypatch.setattr(Draft, "finish", lambda draft: None)
     refused(warm, next_one, "answered with the weights of an earlier candidate")
+
+
+def test_a_reload_that_is_skipped_though_the_worker_says_otherwise(
+    sending: VllmEngine, next_one: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merger(sending)._reloader, "send", lambda groups: [*groups])
+    refused(sending, next_one, "answered with the weights of an earlier candidate")
+
+
+def test_weights_that_vllm_does_not_pack(warm: VllmEngine, next_one: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+
+    monkeypatch.setattr(UnquantizedLinearMethod, "process_weights_after_loading", lambda *_: None)
+    refused(warm, next_one, r"did not pack 'model\.layers\.0\.mlp\.down_proj\.weight'")
 
 
 def test_a_swap_that_answers_for_the_swap_before(
@@ -90,32 +117,32 @@ def test_a_swap_that_answers_for_the_swap_before(
     refused(warm, next_one, "loaded 'old'", stopped=False)
 
 
-def test_a_reload_that_does_nothing(warm: VllmEngine, next_one: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = merger(warm)._reloader._runner
+def test_a_reload_that_does_nothing(sending: VllmEngine, next_one: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = merger(sending)._reloader._runner
     monkeypatch.setattr(runner, "reload_weights", lambda weights_iterator: None)
-    refused(warm, next_one, "took 0 tensors of a candidate and left the rest", stopped=False)
+    refused(sending, next_one, "took 0 tensors of a candidate and left the rest", stopped=False)
 
 
-def test_a_reload_that_stops_half_way(warm: VllmEngine, next_one: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = merger(warm)._reloader._runner
+def test_a_reload_that_stops_half_way(sending: VllmEngine, next_one: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = merger(sending)._reloader._runner
     reload = runner.reload_weights
 
     def half(weights_iterator: Any) -> None:
         reload(weights_iterator=itertools.islice(weights_iterator, 17))
 
     monkeypatch.setattr(runner, "reload_weights", half)
-    refused(warm, next_one, "took 16 tensors of a candidate and left the rest", stopped=False)
+    refused(sending, next_one, "took 16 tensors of a candidate and left the rest", stopped=False)
 
 
-def test_a_loader_that_drops_a_tensor(warm: VllmEngine, next_one: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = merger(warm)._reloader._runner
+def test_a_loader_that_drops_a_tensor(sending: VllmEngine, next_one: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = merger(sending)._reloader._runner
     reload = runner.reload_weights
 
     def without(weights_iterator: Any) -> None:
         reload(weights_iterator=(pair for pair in weights_iterator if "layers.1.mlp.up_proj" not in pair[0]))
 
     monkeypatch.setattr(runner, "reload_weights", without)
-    refused(warm, next_one, "did not load tensor 'model.layers.1.mlp.up_proj.weight'")
+    refused(sending, next_one, "did not load tensor 'model.layers.1.mlp.up_proj.weight'")
 
 
 def out_of_memory(*_args: Any, **_options: Any) -> Any:

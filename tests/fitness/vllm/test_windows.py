@@ -1,4 +1,4 @@
-"""The part that one rank needs: seen from how loaders use tensors, and made alone."""
+"""The part of a tensor that one rank needs, made alone."""
 
 from __future__ import annotations
 
@@ -8,56 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from evomerge.fitness.vllm.fingerprints import Fingerprints
+from evomerge.fitness.vllm.fingerprints import Fingerprints, sample
 from evomerge.fitness.vllm.heads import padded_size
-from evomerge.fitness.vllm.windows import Window, WindowRecorder, is_elementwise, make_window
+from evomerge.fitness.vllm.windows import Window, is_elementwise, make_window, shape_of, spread
 from evomerge.merging import MergePlan, make_tensor, open_sources, plan
 from evomerge.recipe import Recipe
 from evomerge.testing.checkpoints import write_tiny_llama
-
-SHAPE = (6, 4)
-
-
-def seen(use: Any) -> Window | None:
-    """Return what a recorder says of a tensor that is used so."""
-    tensor = torch.zeros(SHAPE)
-    with WindowRecorder() as recorder:
-        recorder.watch("name", tensor)
-        use(tensor)
-    return recorder.windows().get("name")
-
-
-def test_one_cut_is_a_window() -> None:
-    assert seen(lambda tensor: torch.empty(2, 4).copy_(tensor.narrow(0, 2, 2))) == (0, 2, 2)
-    assert seen(lambda tensor: tensor.narrow(dim=1, start=0, length=3)) == (1, 0, 3)
-    assert seen(lambda tensor: (tensor.shape, tensor.size(0), tensor.dtype, tensor.narrow(0, 0, 3))) == (0, 0, 3)
-
-
-def test_what_is_done_with_a_tensor_that_is_no_longer_watched_does_not_count() -> None:
-    tensor = torch.zeros(SHAPE)
-    with WindowRecorder() as recorder:
-        recorder.watch("name", tensor)
-        tensor.narrow(0, 0, 2)
-        recorder.rest()
-        tensor.sum()
-    assert recorder.windows() == {"name": (0, 0, 2)}
-
-
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda tensor: torch.empty(SHAPE).copy_(tensor),
-        lambda tensor: tensor.narrow(0, 0, 6),
-        lambda tensor: (tensor.narrow(0, 0, 2), tensor.narrow(0, 2, 2)),
-        lambda tensor: (tensor.narrow(0, 0, 2), tensor.sum()),
-        lambda tensor: tensor.t().narrow(0, 0, 2),
-        lambda tensor: tensor.data.narrow(0, 0, 2),
-        lambda tensor: tensor[:2],
-        lambda tensor: None,
-    ],
-)
-def test_any_other_use_needs_the_whole_tensor(use: Any) -> None:
-    assert seen(use) is None
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +50,13 @@ def test_a_part_that_is_made_alone_is_that_part_of_the_whole(
     assert is_elementwise(planned)
     made = make_window(candidate, planned, "cpu", window)
     whole = make_tensor(merge(folder, "task_arithmetic", lines), planned)
-    assert made.shape == whole.shape
+    assert made.shape == shape_of(tuple(whole.shape), window)
     assert made.dtype == whole.dtype
-    assert torch.equal(made.narrow(*window), whole.narrow(*window))
+    assert torch.equal(made, whole.narrow(*window))
+    assert torch.equal(spread(made, window, tuple(whole.shape)).narrow(*window), made)
+    given = torch.empty_like(made)
+    assert make_window(candidate, planned, "cpu", window, out=given).data_ptr() == given.data_ptr()
+    assert torch.equal(given, made)
 
 
 @pytest.mark.parametrize("method", ["ties", "dare_linear"])
@@ -108,12 +68,17 @@ def test_what_looks_beyond_single_elements_is_not_made_in_parts(folder: Path, me
 def test_fingerprints_tell_tensors_apart_and_know_equal_ones() -> None:
     values = torch.arange(5000.0)
     prints = Fingerprints()
-    prints.add("a", values)
-    prints.add("b", values.clone())
-    prints.add("c", values.nextafter(torch.tensor(9e9)))
-    prints.add("empty", torch.empty(0))
+    tensors = {"a": values, "b": values.clone(), "c": values.nextafter(torch.tensor(9e9)), "empty": torch.empty(0)}
+    for name, tensor in tensors.items():
+        prints.add(name, sample(tensor, torch.float32))
     found = prints.values()
     assert found["a"] == found["b"] != found["c"]
+
+
+def test_a_fingerprint_is_of_what_the_model_holds() -> None:
+    """Not of what it was rounded from."""
+    values = torch.linspace(0, 1, 5000)
+    assert torch.equal(sample(values, torch.bfloat16), sample(values.bfloat16(), torch.bfloat16))
 
 
 def test_heads_are_padded_to_the_next_size_that_the_kernel_has() -> None:
