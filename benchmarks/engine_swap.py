@@ -1,25 +1,29 @@
 """What a candidate costs before its first answer: a fresh vLLM, a reload from disk, a swap in place.
 
-    python benchmarks/engine_swap.py [--shape zoo|1.1b|7b] [--candidates 5] [--dtype float32] [--threads 1] [--json]
+    python benchmarks/engine_swap.py [--shape zoo|1.1b|7b] [--candidates 5] [--dtype float32] [--threads 1]
+        [--mergekit-python PATH] [--json]
     python benchmarks/engine_swap.py --swaps 500 [--json]
 
-All three ways build the same candidates (three sources besides the base of `zoo`, three in all of the other shapes,
+All ways build the same candidates (three sources besides the base of `zoo`, three in all of the other shapes,
 whose weights are random; every tensor differs from one candidate to the next), one after the other:
 
 * restart: the merge is written to disk, and a fresh process starts a fresh engine on it.
+* incumbent: the same with mergekit's merge, as mergekit-evolve does it; by the environment whose Python is given (0.1.5
+  is what the figures in the documentation are of). Importing mergekit does not count: its workers do that once.
 * reload: the merge is written to disk, and a warm engine reloads it from there.
 * swap: the warm engine of evomerge; `merge` and `transfer` (vLLM's weight reload) happen in its worker, `reset` empties
   the prefix cache, `canary` asks the prompt that shows of which weights the answers are, `plan` is the rest.
 
-That all three serve the same model is checked by log-likelihoods and greedy answers. With `--swaps`, one engine loads
-that many candidates, the first of them again and again in between: memory must stay flat, and the scores of the
-repeated one the same.
+That restart, reload and swap serve the same model is checked by log-likelihoods and greedy answers. With `--swaps`, one
+engine loads that many candidates, the first of them again and again in between: memory must stay flat, and the scores
+of the repeated one the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import statistics
@@ -189,6 +193,39 @@ def from_disk(candidates: Sequence[Recipe], config: EngineConfig, folder: Path) 
     return times, heard
 
 
+def from_mergekit(candidates: Sequence[Recipe], config: EngineConfig, folder: Path, python: str) -> dict[str, Times]:
+    """Build each candidate on disk with mergekit, and serve it by a fresh engine."""
+    for name in ("configs", "theirs"):
+        (folder / name).mkdir()
+    for index, recipe in enumerate(candidates):
+        weights = recipe.to_mapping()["blend"]["weight"]
+        document = {
+            "merge_method": "task_arithmetic",
+            "base_model": recipe.sources["source0"].model,
+            "dtype": recipe.dtype,
+            "models": [
+                {"model": recipe.sources[alias].model, "parameters": {"weight": weight}}
+                for alias, weight in weights.items()
+            ],
+        }
+        (folder / "configs" / f"{index}.yml").write_text(json.dumps(document), encoding="utf-8")
+    runner = Path(__file__).with_name("mergekit_run.py")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(config.threads)}
+    run = subprocess.run(
+        [python, str(runner), str(folder)], env=environment, capture_output=True, text=True, check=False
+    )
+    if run.returncode:
+        raise SystemExit(f"mergekit failed: {run.stderr[-2000:]}")
+    times: Times = {"merge to disk": list(json.loads(run.stdout.splitlines()[-1]).values()), "start": []}
+    for index, recipe in enumerate(candidates):
+        out = folder / "theirs" / str(index)
+        for file in Path(recipe.sources["source0"].model).glob("*token*"):
+            shutil.copy(file, out)
+        times["start"].append(fresh_process(out, config)[0])
+        shutil.rmtree(out)
+    return {"incumbent": times}
+
+
 def open_engine(candidate: Recipe, config: EngineConfig, folder: Path) -> VllmEngine:
     """Start evomerge's engine and load a candidate that nobody counts."""
     engine = VllmEngine(candidate, base_dir=folder, config=config, batch_size=64)
@@ -271,12 +308,15 @@ def swaps(count: int, config: EngineConfig, sources: dict[str, str], folder: Pat
     }
 
 
-def compare(count: int, config: EngineConfig, sources: dict[str, str], folder: Path) -> dict[str, Any]:
-    """Serve the same candidates in all three ways."""
+def compare(
+    count: int, config: EngineConfig, sources: dict[str, str], folder: Path, mergekit_python: str | None
+) -> dict[str, Any]:
+    """Serve the same candidates in all ways."""
     warming, *candidates = recipes(sources, config.dtype, 1 + count)
+    theirs = {} if mergekit_python is None else from_mergekit(candidates, config, folder, mergekit_python)
     disk, first = from_disk(candidates, config, folder)
     swap, second = in_place(candidates, warming, config, folder)
-    ways = {**disk, **swap}
+    ways = {**theirs, **disk, **swap}
     stages = {way: {name: statistics.median(found) for name, found in times.items()} for way, times in ways.items()}
     totals = {way: statistics.median(map(sum, zip(*times.values(), strict=True))) for way, times in ways.items()}
     gap = max(
@@ -290,8 +330,7 @@ def compare(count: int, config: EngineConfig, sources: dict[str, str], folder: P
         "candidates": count,
         "seconds": stages,
         "median_s": totals,
-        "times_faster_than_restart": totals["restart"] / totals["swap"],
-        "times_faster_than_reload": totals["reload"] / totals["swap"],
+        "times_faster_than": {way: total / totals["swap"] for way, total in totals.items() if way != "swap"},
         "largest_difference_of_a_log_likelihood": gap,
         "greedy_answers_equal": texts[0] == texts[1] == texts[2],
     }
@@ -307,8 +346,9 @@ def show(result: dict[str, Any]) -> None:
     for way, stages in result["seconds"].items():
         parts = ", ".join(f"{name} {value:.4f}" for name, value in stages.items())
         print(f"{way:<10}{result['median_s'][way]:>10.4f}   {parts}")
-    print(f"\nswap against restart: {result['times_faster_than_restart']:.1f} times faster")
-    print(f"swap against reload:  {result['times_faster_than_reload']:.1f} times faster")
+    print()
+    for way, ratio in result["times_faster_than"].items():
+        print(f"swap against {way + ':':<11}{ratio:>6.1f} times faster")
     print(f"largest difference of a log-likelihood: {result['largest_difference_of_a_log_likelihood']:.1e}")
     print(f"greedy answers equal: {result['greedy_answers_equal']}")
 
@@ -321,10 +361,13 @@ def main() -> None:
     parser.add_argument("--swaps", type=int, default=0)
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--mergekit-python", help="the Python of an environment with mergekit; not for zoo")
     parser.add_argument("--folder", type=Path, help="where checkpoints are written; left out: a temporary one")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.mergekit_python and arguments.shape == "zoo":
+        parser.error("--mergekit-python: mergekit finds no models by `zoo:`; take another --shape")
     warnings.simplefilter("ignore")  # vLLM's own
     config = EngineConfig(
         kind="vllm", dtype=arguments.dtype, threads=arguments.threads, kv_cache_gib=0.5, max_length=64
@@ -339,8 +382,10 @@ def main() -> None:
             sources = {alias: f"zoo:{alias}" for alias in ("base", "math", "japanese", "letters")}
         else:
             sources = {f"source{index}": path for index, path in enumerate(random_sources(arguments.shape, folder))}
-        measure = (swaps, arguments.swaps) if arguments.swaps else (compare, arguments.candidates)
-        result = measure[0](measure[1], config, sources, folder)
+        if arguments.swaps:
+            result = swaps(arguments.swaps, config, sources, folder)
+        else:
+            result = compare(arguments.candidates, config, sources, folder, arguments.mergekit_python)
     result = {"shape": arguments.shape, "dtype": arguments.dtype, "threads": arguments.threads, **result}
     print(json.dumps(result, indent=1)) if arguments.json else show(result)
 

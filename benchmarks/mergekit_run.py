@@ -2,14 +2,17 @@
 
     python benchmarks/mergekit_run.py FOLDER
 
-FOLDER/configs/*.yml become FOLDER/theirs/NAME; models are named relative to FOLDER. Where there is a file
+FOLDER/configs/*.yml become FOLDER/theirs/NAME, and the last line of the output says how many seconds each took (a JSON
+object by name); models are named relative to FOLDER. Where there is a file
 FOLDER/uniform/NAME.safetensors, random masks are not drawn but made of its uniform numbers, `TENSOR|MODEL` each.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -46,14 +49,17 @@ def main() -> None:
     ExecuteMergeMethodTask.execute = execute
     torch.bernoulli = bernoulli
     options = MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True)
+    seconds = {}
     for path in sorted(Path("configs").glob("*.yml")):
         _uniform.clear()
         numbers = Path("uniform") / f"{path.stem}.safetensors"
         if numbers.exists():
             _uniform.update(load_file(numbers))
         config = MergeConfiguration.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        begun = time.perf_counter()
         run_merge(config, f"theirs/{path.stem}", options)
-    print("merged")
+        seconds[path.stem] = time.perf_counter() - begun
+    print(json.dumps(seconds))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Memory on a CPU for what is kept and for results, in the large pages that NumPy asks the system for.
+"""Memory on a CPU: for what is kept and for results, in the large pages that NumPy asks the system for.
 
 With small ones a merge waits for their places to be looked up. Memory that is new to the process costs as much as the
 arithmetic, since the system finds and clears each page on its first use: what a result leaves is used again.
@@ -6,6 +6,7 @@ arithmetic, since the system finds and clears each page on its first use: what a
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 
 import numpy as np
@@ -17,6 +18,21 @@ _LARGE = 1 << 20
 """Bytes from which memory comes from the system for each tensor anew."""
 _MOST_BYTES = 1 << 29
 """Memory that nobody holds is kept up to this size."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+_MOST_AT_THE_END = 2**31 - 1
+
+
+def keep_freed_memory() -> None:
+    """Have the C library (glibc) keep what is freed for what is asked for later, for the rest of the process.
+
+    Else it gives each large block back to the system, which clears the next one anew, page by page. Where vLLM packs
+    weights on a CPU, into new memory for each candidate, that takes about as long as the packing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, _MOST_AT_THE_END)
 
 
 def copied(tensor: Tensor, device: str, dtype: torch.dtype | None = None) -> Tensor:

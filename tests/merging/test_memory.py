@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -63,3 +65,28 @@ def test_what_is_kept_is_bounded() -> None:
     found = [memory.empty(1 << 28, torch.uint8, CPU) for _ in range(2)]
     assert {tensor.data_ptr() for tensor in found} < places
     assert len(memory._free) == 0
+
+
+def test_memory_that_is_kept_is_not_asked_of_the_system_again() -> None:
+    """Seen from the pages that it has to clear for a block like one that was freed just before."""
+    program = """
+import ctypes, resource
+from evomerge.merging.memory import keep_freed_memory
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = ctypes.c_void_p(libc.malloc(1 << 27))
+    ctypes.memset(block, 1, 1 << 27)
+    libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+keep_freed_memory()
+faults()
+print(faults())
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    given_back, kept = map(int, run.stdout.split())
+    assert kept < 100 < given_back

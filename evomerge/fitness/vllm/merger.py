@@ -21,6 +21,7 @@ from evomerge.fitness.vllm.residency import Where
 from evomerge.fitness.vllm.seats import Draft, Seat
 from evomerge.fitness.vllm.windows import Window, is_elementwise, make_window, spread
 from evomerge.merging import Kind, MergePlan, PlannedTensor, make_tensor, plan, seat, threads_for
+from evomerge.merging.memory import keep_freed_memory
 from evomerge.merging.threads import in_order
 from evomerge.recipe import Recipe
 
@@ -184,6 +185,8 @@ class _Work:
 
     def write(self, seats: Sequence[Seat]) -> None:
         """Write the tensors of modules to where they lie."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
         planned = self._planned()
 
         def made(seat: Seat) -> tuple[Draft, list[_Made]]:
