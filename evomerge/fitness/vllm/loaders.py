@@ -109,14 +109,15 @@ class LoaderWatch(TorchFunctionMode):
     ) -> Any:
         """Do what is done, and note it."""
         options = kwargs or {}
+        if self._rests:
+            return func(*args, **options)
+        name = getattr(func, "__name__", "")
+        if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+            self._note_write(name, *args)
         result = func(*args, **options)
-        if not self._rests:
-            name = getattr(func, "__name__", "")
-            for item in (*args, *options.values()):
-                if isinstance(item, Tensor) and item in self._handed:
-                    self._note_use(item, func, name, args, options, result)
-            if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
-                self._note_write(name, *args)
+        for item in (*args, *options.values()):
+            if isinstance(item, Tensor) and item in self._handed:
+                self._note_use(item, func, name, args, options, result)
         return result
 
     def _note_use(
