@@ -1,9 +1,9 @@
 """The `vllm` engine: one warm vLLM, into whose workers candidates are merged in place.
 
 A candidate costs a swap: its recipe goes to the workers, which merge what is different from the candidate before and
-write it into vLLM's model, or stream it into its weight reload. Nothing is written to the disk. What the engine answers
-is held against what ought to be loaded, see `canary`; an engine that fails there is replaced, and the candidate is to be
-tried again.
+write it into vLLM's model, or stream it into its weight reload. Nothing is written to the disk. What the engine
+answers is held against what ought to be loaded, see `canary`; an engine that fails there is replaced, and the
+candidate is to be tried again.
 """
 
 from __future__ import annotations
