@@ -18,8 +18,8 @@ from evomerge.fitness.vllm.fingerprints import Fingerprints, sample
 from evomerge.fitness.vllm.keeping import open_kept
 from evomerge.fitness.vllm.reload import Reloader
 from evomerge.fitness.vllm.residency import Where
-from evomerge.fitness.vllm.seats import Draft, Seat
 from evomerge.fitness.vllm.windows import Window, is_elementwise, make_window, spread
+from evomerge.fitness.vllm.writable import Draft, WritableModule
 from evomerge.merging import Kind, MergePlan, PlannedTensor, make_tensor, plan, seat, threads_for
 from evomerge.merging.memory import keep_freed_memory
 from evomerge.merging.threads import in_order
@@ -122,17 +122,17 @@ class Merger:
 
     def _load(self, work: _Work, groups: Sequence[Sequence[str]]) -> None:
         """Merge groups of tensors and bring them into the model: straight into it where that can be."""
-        seats = [self._reloader.seat(group) for group in groups]
-        sent = [group for group, seat in zip(groups, seats, strict=True) if seat is None]
-        written = [seat for seat in seats if seat is not None]
+        targets = [self._reloader.writable(group) for group in groups]
+        sent = [group for group, target in zip(groups, targets, strict=True) if target is None]
+        written = [target for target in targets if target is not None]
         try:
             if sent:
                 self._reloader.send(work.run(sent))
             if written and work.failure is None:
-                for name in {name for seat in written for name in seat.places} & self._held.keys():
+                for name in {name for target in written for name in target.places} & self._held.keys():
                     del self._held[name]  # whatever comes of it, this is no longer there
                 work.write(written)
-                self._reloader.settle({seat.name for seat in written})
+                self._reloader.settle({target.name for target in written})
         except BaseException:
             self._held = {}
             raise
@@ -183,17 +183,17 @@ class _Work:
             yield [(each.name, self._spread(each, planned[each.name])) for each in group]
             self._count(group)
 
-    def write(self, seats: Sequence[Seat]) -> None:
+    def write(self, targets: Sequence[WritableModule]) -> None:
         """Write the tensors of modules to where they lie."""
         if self.device.type == "cpu":
             keep_freed_memory()
         planned = self._planned()
 
-        def made(seat: Seat) -> tuple[Draft, list[_Made]]:
-            draft = seat.draft(self.merge.sources.results.empty, self.device)
+        def made(target: WritableModule) -> tuple[Draft, list[_Made]]:
+            draft = target.draft(self.merge.sources.results.empty, self.device)
             return draft, [self._make(planned[name], view) for name, view in draft.views.items()]
 
-        for draft, group in self._ahead(made, seats):
+        for draft, group in self._ahead(made, targets):
             draft.finish()
             self._count(group)
 
@@ -225,18 +225,17 @@ class _Work:
         if is_buffer(name, planned.info):
             tensor = make_tensor(self.merge, planned, device, out=out)
             return _Made(name, tensor, sample(tensor, tensor.dtype))
-        window, whole = self.window(name), None
-        if self.disturbed:
-            whole = 1 - make_tensor(self.merge, planned, device).flip(-1)  # no constant and no zero stays what it is
-        elif window is None:
-            tensor = make_tensor(self.merge, planned, device, out=out)
-        elif is_elementwise(planned):
-            tensor = make_window(self.merge, planned, device, window, out=out)
-        else:
+        window = self.window(name)
+        if self.disturbed or (window is not None and not is_elementwise(planned)):
             whole = make_tensor(self.merge, planned, device)
-        if whole is not None:
+            if self.disturbed:
+                whole = 1 - whole.flip(-1)  # neither a constant nor a zero stays what it is
             tensor = whole if window is None else whole.narrow(*window)
             tensor = tensor if out is None else out.copy_(tensor)
+        elif window is None:
+            tensor = make_tensor(self.merge, planned, device, out=out)
+        else:
+            tensor = make_window(self.merge, planned, device, window, out=out)
         if planned.info.dtype != self.dtype and not is_finite(tensor.to(self.dtype)):
             raise not_finite(name, self.dtype)
         return _Made(name, tensor, sample(tensor, self.dtype))

@@ -9,7 +9,7 @@ with uninitialised memory.
 Which tensors belong together is not guessed from names. During the first, complete reload vLLM's book-keeping shows
 after each tensor which module has taken it. Later reloads are held to that: a tensor that its modules did not take is
 an error. A model whose loader does not take tensors one by one is reloaded whole each time. Modules that need no loader
-at all are known then, too (`seats`).
+at all are known then, too (`writable`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from evomerge.errors import EvaluationError, SourceError
 from evomerge.fitness.vllm.loaders import LoaderWatch
-from evomerge.fitness.vllm.seats import Seat, find_seats
 from evomerge.fitness.vllm.windows import Window
+from evomerge.fitness.vllm.writable import WritableModule, find_writable
 
 _log = logging.getLogger(__name__)
 _NOISY = (
@@ -44,8 +44,8 @@ class _Seen:
     """Tensor -> the modules that took it."""
     windows: Mapping[str, Window] = field(default_factory=dict)
     """Tensor -> the one part of it that was used, where that was not all of it."""
-    seats: Mapping[str, Seat] = field(default_factory=dict)
-    """Modules that can be written to without a loader."""
+    writable: Mapping[str, WritableModule] = field(default_factory=dict)
+    """Modules that need no loader."""
     unfinished: frozenset[str] = frozenset()
     """Modules that have taken tensors and at the end still wait, as padded ones do."""
     ended: bool = False
@@ -95,15 +95,15 @@ class Reloader:
         """Return the part of a tensor that this rank needs; None: all of it, or not known yet."""
         return None if self._known is None else self._known.windows.get(name)
 
-    def seat(self, group: Sequence[str]) -> Seat | None:
-        """Return the module that a group of `groups` can be written to; None: it is to be sent."""
+    def writable(self, group: Sequence[str]) -> WritableModule | None:
+        """Return the module that a group of `groups` can be written into; None: it is to be sent."""
         if self._known is None:
             return None
-        seat = self._known.seats.get(next(iter(self._known.takers[group[0]]), ""))
-        return seat if seat is not None and seat.places.keys() == set(group) else None
+        target = self._known.writable.get(next(iter(self._known.takers[group[0]]), ""))
+        return target if target is not None and target.places.keys() == set(group) else None
 
     def settle(self, touched: AbstractSet[str]) -> None:
-        """Have vLLM notice that seats were written to: those named."""
+        """Have vLLM notice that modules were written into: those named."""
         self._rebuild_sharers(touched)
         with _quiet():  # what follows a reload, without any: whatever was derived from the weights before is forgotten
             self._runner.reload_weights(weights_iterator=iter(()), is_checkpoint_format=False)
@@ -130,7 +130,8 @@ class Reloader:
             self._learn(seen, watch, {name for name, _ in self._model.named_parameters()} - loaded)
 
     def _stream(self, groups: Iterable[Group], seen: _Seen, watch: LoaderWatch) -> Iterator[tuple[str, Tensor]]:
-        watch.begin(self._model)
+        if self._known is None:
+            watch.begin(self._model)
         for group in groups:
             for name, tensor in group:
                 watched = self._books if self._known is None else self._known.takers[name]
@@ -182,7 +183,7 @@ class Reloader:
         self._known = seen
         if all(seen.takers.values()):
             seen.windows = watch.windows()
-            seen.seats = find_seats(self._model, seen.takers, watch.places(), watch.parameters)
+            seen.writable = find_writable(self._model, seen.takers, watch.places(), watch.parameters)
         else:
             seen.takers = dict.fromkeys(seen.takers, ())
             _log.info("vLLM's loader of this model cannot be followed tensor by tensor: candidates are sent whole")

@@ -180,8 +180,8 @@ def test_what_is_written_past_the_loaders_is_what_they_would_bring(
     for recipe in recipes:
         engine.load(recipe)
         written.append((likelihoods(engine), answers(engine)))
-    assert {module for modules in known.takers.values() for module in modules} == known.seats.keys()
-    monkeypatch.setattr(known, "seats", {})
+    assert {module for modules in known.takers.values() for module in modules} == known.writable.keys()
+    monkeypatch.setattr(known, "writable", {})
     for recipe, said in zip(recipes, written, strict=True):
         engine.load(recipe)
         assert (likelihoods(engine), answers(engine)) == said

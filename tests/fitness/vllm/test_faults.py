@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from evomerge.errors import EvaluationError
 from evomerge.fitness.vllm.engine import VllmEngine
 from evomerge.fitness.vllm.merger import Merger
-from evomerge.fitness.vllm.seats import Draft, Seat
+from evomerge.fitness.vllm.writable import Draft, WritableModule
 from evomerge.recipe import Recipe
 from evomerge.testing.engines import likelihoods
 
@@ -33,7 +33,7 @@ def warm(engine: VllmEngine, zoo_recipe: ZooRecipe) -> VllmEngine:
 @pytest.fixture
 def sending(warm: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> VllmEngine:
     """An engine that serves a candidate and brings the next one through vLLM's loaders, as it brings the first."""
-    monkeypatch.setattr(merger(warm)._reloader._known, "seats", {})
+    monkeypatch.setattr(merger(warm)._reloader._known, "writable", {})
     return warm
 
 
@@ -87,10 +87,10 @@ def test_a_swap_that_is_skipped_though_the_worker_says_otherwise(
 ) -> None:
     """Nothing reaches vLLM, all that is said is right: the answers alone tell."""
 
-    def elsewhere(seat: Seat, *_: Any) -> Draft:
-        return Draft(seat, {name: torch.empty(place.shape) for name, place in seat.places.items()}, {})
+    def elsewhere(target: WritableModule, *_: Any) -> Draft:
+        return Draft(target, {name: torch.empty(place.shape) for name, place in target.places.items()}, {})
 
-    monkeypatch.setattr(Seat, "draft", elsewhere)
+    monkeypatch.setattr(WritableModule, "draft", elsewhere)
     monkeypatch.setattr(Draft, "finish", lambda draft: None)
     refused(warm, next_one, "answered with the weights of an earlier candidate")
 

@@ -23,7 +23,7 @@ from evomerge.operators.kernels.context import Empty
 class Draft:
     """A module whose tensors are being written."""
 
-    seat: Seat
+    target: WritableModule
     views: Mapping[str, Tensor]
     """Tensor -> the memory that it, or its window, is written to."""
     packed: Mapping[str, Tensor]
@@ -35,7 +35,7 @@ class Draft:
         Raises:
             EvaluationError: when it did not take it; it is then to be stopped.
         """
-        module = self.seat.module
+        module, where = self.target.module, self.target.name
         for name, parameter in self.packed.items():
             setattr(module, name, nn.Parameter(parameter, requires_grad=False))
         method = getattr(module, "quant_method", None)
@@ -43,12 +43,12 @@ class Draft:
             method.process_weights_after_loading(module)
         for name in self.packed:
             if module.get_parameter(name).numel():
-                raise EvaluationError(f"vLLM did not pack '{self.seat.name}.{name}' of a candidate; it is started anew")
+                raise EvaluationError(f"vLLM did not pack '{where}.{name}' of a candidate; it is started anew")
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
-    """A module that can be written to, and where its tensors lie."""
+class WritableModule:
+    """A module that merged tensors can be written into, and where they lie."""
 
     name: str
     module: nn.Module
@@ -72,13 +72,13 @@ class Seat:
         return Draft(self, views, packed)
 
 
-def find_seats(
+def find_writable(
     model: nn.Module,
     takers: Mapping[str, tuple[str, ...]],
     places: Mapping[str, Place],
     parameters: Mapping[str, Tensor],
-) -> dict[str, Seat]:
-    """Return the modules that can be written to, by name.
+) -> dict[str, WritableModule]:
+    """Return the modules that merged tensors can be written into, by name.
 
     Args:
         model: as vLLM computes with it.
@@ -92,31 +92,31 @@ def find_seats(
     for tensor, modules in takers.items():
         for module in modules:
             members.setdefault(module, []).append(tensor)
-    seats = {}
+    found = {}
     for name, tensors in members.items():
         mine = {tensor: places[tensor] for tensor in tensors if tensor in places and takers[tensor] == (name,)}
         owners = {place.parameter.rpartition(".")[0] for place in mine.values()}
         if len(mine) == len(tensors) and owners == {name}:
             whole = {place.parameter.rpartition(".")[2]: parameters[place.parameter] for place in mine.values()}
-            seat = Seat(name, model.get_submodule(name), mine, whole)
-            if _is_plain(seat):
-                seats[name] = seat
-    return seats
+            target = WritableModule(name, model.get_submodule(name), mine, whole)
+            if _is_plain(target):
+                found[name] = target
+    return found
 
 
-def _is_plain(seat: Seat) -> bool:
+def _is_plain(target: WritableModule) -> bool:
     """Tell whether vLLM does nothing to a module's parameters but packing them, and where it does, has all of them."""
     from vllm.model_executor.layers.linear import UnquantizedLinearMethod
     from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
-    method = getattr(seat.module, "quant_method", None)
+    method = getattr(target.module, "quant_method", None)
     if method is not None and type(method) not in {UnquantizedLinearMethod, UnquantizedEmbeddingMethod}:
         return False
-    written = dict.fromkeys(seat.whole, 0)
-    for place in seat.places.values():
+    written = dict.fromkeys(target.whole, 0)
+    for place in target.places.values():
         written[place.parameter.rpartition(".")[2]] += torch.Size(place.shape).numel()
-    for name, like in seat.whole.items():
-        parameter = seat.module.get_parameter(name)
+    for name, like in target.whole.items():
+        parameter = target.module.get_parameter(name)
         as_it_is = parameter.shape == like.shape and parameter.is_contiguous()
         if not as_it_is and (parameter.numel() or written[name] != like.numel()):
             return False
