@@ -187,7 +187,7 @@ def test_a_window_takes_its_part_of_a_statistic(models: Path, write: Write) -> N
     (planned,) = [planned for planned in merge.tensors if planned.name == LINEAR_LAYER]
     whole = dict(materialise(merge))[LINEAR_LAYER]
     part = make_window(merge, planned, "cpu", (1, 3, 5))
-    assert torch.equal(part[:, 3:8], whole[:, 3:8])
+    assert torch.equal(part, whole[:, 3:8])
 
 
 def test_a_route_reads_the_statistics_of_the_layers_that_it_takes(models: Path, write: Write) -> None:
