@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
 import statistics
@@ -39,6 +38,7 @@ from typing import Any, cast
 
 import psutil
 import torch
+from mergekit_process import run_mergekit
 from safetensors.torch import save_file
 
 from evomerge.checkpoints import resolve_model
@@ -209,14 +209,8 @@ def from_mergekit(candidates: Sequence[Recipe], config: EngineConfig, folder: Pa
             ],
         }
         (folder / "configs" / f"{index}.yml").write_text(json.dumps(document), encoding="utf-8")
-    runner = Path(__file__).with_name("mergekit_run.py")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(config.threads)}
-    run = subprocess.run(
-        [python, str(runner), str(folder)], env=environment, capture_output=True, text=True, check=False
-    )
-    if run.returncode:
-        raise SystemExit(f"mergekit failed: {run.stderr[-2000:]}")
-    times: Times = {"merge to disk": list(json.loads(run.stdout.splitlines()[-1]).values()), "start": []}
+    merged = run_mergekit(python, folder, config.threads or 1)
+    times: Times = {"merge to disk": list(merged.values()), "start": []}
     for index, recipe in enumerate(candidates):
         out = folder / "theirs" / str(index)
         for file in Path(recipe.sources["source0"].model).glob("*token*"):

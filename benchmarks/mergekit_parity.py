@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import textwrap
@@ -26,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from mergekit_process import run_mergekit
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -97,17 +97,6 @@ def numbers_of(merge: MergePlan, numbers: Numbers) -> dict[str, Tensor]:
         for alias in item.step.blend.sources:
             found[f"{item.name}|{alias}"] = numbers(item.name, alias, item.info.num_elements, merge)
     return found
-
-
-def run_mergekit(python: str, folder: Path) -> None:
-    """Merge everything with mergekit."""
-    runner = Path(__file__).with_name("mergekit_run.py")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [python, str(runner), str(folder)], env=environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        sys.exit(f"mergekit failed:\n{done.stderr[-3000:]}")
 
 
 def compared(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[float, float]:

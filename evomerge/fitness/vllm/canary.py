@@ -26,8 +26,6 @@ TOLERANCE = 1e-2
 _REMEMBERED = 4096
 _STRIDE = 7919
 """Prime, so that the prompt runs through the whole vocabulary."""
-_SCORED = 17
-"""Tokens of the prompt whose likelihoods are asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,7 @@ class Answers:
     """What the model said to the canary prompt."""
 
     values: tuple[float, ...]
-    """Log-likelihood of each scored token but the first, and of the likeliest token after these and after all."""
+    """Log-likelihood of each prompt token but the first, and of the likeliest token after it."""
     cached: int
     """Tokens that came from the prefix cache."""
     versions: frozenset[str]
@@ -53,17 +51,16 @@ def ask(llm: WarmLLM) -> Answers:
 
     block = llm.block_size
     length = min(llm.max_model_len - 2, block + 17)
-    tokens = [(3 + index * _STRIDE) % llm.vocab_size for index in range(max(2, length))]
+    prompt = TokensPrompt(prompt_token_ids=[(3 + index * _STRIDE) % llm.vocab_size for index in range(max(2, length))])
     # The first reads the prefix cache, which a request for likelihoods of the prompt never does.
     reading = SamplingParams(temperature=0.0, max_tokens=1, logprobs=1, detokenize=False)
     scoring = SamplingParams(temperature=0.0, max_tokens=1, logprobs=1, prompt_logprobs=0, detokenize=False)
-    prompts = [TokensPrompt(prompt_token_ids=tokens), TokensPrompt(prompt_token_ids=tokens[:_SCORED])]
-    read, scored = llm.ask(prompts, [reading, scoring])
+    read, scored = llm.ask([prompt, prompt], [reading, scoring])
     likelihoods: Any = scored.prompt_logprobs
     values = []
-    for token, found in zip(tokens[1:_SCORED], likelihoods[1:], strict=True):
-        values.append(float(found[token].logprob))
-    for output in (scored, read):
+    for ids, found in zip(prompt["prompt_token_ids"][1:], likelihoods[1:], strict=True):
+        values.append(float(found[ids].logprob))
+    for output in (read, scored):
         answer: Any = output.outputs[0]
         values.append(float(answer.logprobs[0][answer.token_ids[0]].logprob))
     versions = {span.version for output in (read, scored) for span in output.outputs[0].weight_versions or ()}

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evomerge.errors import EvaluationError
+from evomerge.fitness.vllm import merger as merging
 from evomerge.fitness.vllm.engine import VllmEngine
 from evomerge.fitness.vllm.merger import Merger
 from evomerge.fitness.vllm.writable import Draft, WritableModule
@@ -100,6 +101,13 @@ def test_a_reload_that_is_skipped_though_the_worker_says_otherwise(
 ) -> None:
     monkeypatch.setattr(merger(sending)._reloader, "send", lambda groups: [*groups])
     refused(sending, next_one, "answered with the weights of an earlier candidate")
+
+
+def test_a_merge_that_stops_half_way(warm: VllmEngine, next_one: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some modules are written to, the rest is not."""
+    ahead = merging.in_order
+    monkeypatch.setattr(merging, "in_order", lambda *given: itertools.islice(ahead(*given), 9))
+    refused(warm, next_one, "loading failed")
 
 
 def test_weights_that_vllm_does_not_pack(warm: VllmEngine, next_one: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
