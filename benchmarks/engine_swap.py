@@ -11,8 +11,9 @@ whose weights are random; every tensor differs from one candidate to the next), 
 * incumbent: the same with mergekit's merge, as mergekit-evolve does it; by the environment whose Python is given (0.1.5
   is what the figures in the documentation are of). Importing mergekit does not count: its workers do that once.
 * reload: the merge is written to disk, and a warm engine reloads it from there.
-* swap: the warm engine of evomerge; `merge` and `transfer` (into vLLM's model) happen in its worker, `reset` empties
-  the prefix cache, `canary` asks the prompt that shows of which weights the answers are, `plan` is the rest.
+* swap: the warm engine of evomerge; `merge` and `transfer` (into vLLM's model) happen in its worker: where several
+  threads merge beside the transfer, `merge` is what it waits for them. `reset` empties the prefix cache, `canary` asks
+  the prompt that shows of which weights the answers are, `plan` is the rest.
 
 That restart, reload and swap serve the same model is checked by log-likelihoods and greedy answers. With `--swaps`, one
 engine loads that many candidates, the first of them again and again in between: memory must stay flat, and the scores

@@ -139,11 +139,10 @@ def _run(step: Step, tensors: list[torch.Tensor], base: torch.Tensor) -> object:
 
 def _timed(work: Callable[[], object]) -> float:
     """Return the seconds of the quickest of some runs: others use the machine too, and the first one warms up."""
-    import torch
+    from evomerge.merging.threads import torch_threads
 
-    stop, best, threads = time.perf_counter() + _PATIENCE, math.inf, torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    stop, best = time.perf_counter() + _PATIENCE, math.inf
+    with torch_threads(1):
         for _ in range(_RUNS):
             begun = time.perf_counter()
             work()
@@ -151,6 +150,4 @@ def _timed(work: Callable[[], object]) -> float:
             best = min(best, ended - begun)
             if ended > stop:
                 break
-    finally:
-        torch.set_num_threads(threads)
     return best

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from evomerge.errors import SourceError
 from evomerge.merging import materialise, open_sources, plan
-from evomerge.merging.threads import in_order
+from evomerge.merging.threads import in_order, torch_threads
 from evomerge.recipe import Recipe
 
 # The package's name for it is the function.
@@ -70,6 +70,39 @@ def test_an_error_comes_when_its_item_is_due() -> None:
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(ValueError, match="two"):
         next(results)
+
+
+def test_pytorch_has_its_own_number_of_threads_back_after_a_block_even_if_it_fails() -> None:
+    torch.set_num_threads(3)
+    seen = []
+
+    def fail() -> None:
+        seen.append(torch.get_num_threads())
+        raise ValueError("in it")
+
+    with pytest.raises(ValueError, match="in it"), torch_threads(1):
+        fail()
+    assert seen == [1]
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("waiting", [0, 5])
+def test_so_many_results_wait_while_the_caller_is_busy(waiting: int) -> None:
+    """Besides one for each thread."""
+    made: list[int] = []
+    enough = threading.Event()
+
+    def make(item: int) -> int:
+        made.append(item)
+        if len(made) == 1 + 2 + waiting:
+            enough.set()
+        return item
+
+    results = in_order(make, range(100), 2, waiting=waiting)
+    next(results)
+    assert enough.wait(10)
+    results.close()  # type: ignore[attr-defined]
+    assert len(made) == 1 + 2 + waiting
 
 
 def test_no_more_than_a_few_are_made_ahead_and_none_after_the_end() -> None:

@@ -34,8 +34,6 @@ class Answers:
 
     values: tuple[float, ...]
     """Log-likelihood of each prompt token but the first, and of the likeliest token after it."""
-    cached: int
-    """Tokens that came from the prefix cache."""
     versions: frozenset[str]
     """Versions of the weights that the answers carry."""
 
@@ -46,25 +44,34 @@ class Answers:
 
 
 def ask(llm: WarmLLM) -> Answers:
-    """Ask the canary prompt, which is longer than a block of the prefix cache where the context is."""
+    """Ask the canary prompt, which is longer than a block of the prefix cache where the context is.
+
+    Raises:
+        EvaluationError: when tokens of it came from the prefix cache; these have no likelihoods.
+    """
     from vllm import SamplingParams, TokensPrompt
 
-    block = llm.block_size
-    length = min(llm.max_model_len - 2, block + 17)
-    prompt = TokensPrompt(prompt_token_ids=[(3 + index * _STRIDE) % llm.vocab_size for index in range(max(2, length))])
-    # The first reads the prefix cache, which a request for likelihoods of the prompt never does.
-    reading = SamplingParams(temperature=0.0, max_tokens=1, logprobs=1, detokenize=False)
-    scoring = SamplingParams(temperature=0.0, max_tokens=1, logprobs=1, prompt_logprobs=0, detokenize=False)
-    read, scored = llm.ask([prompt, prompt], [reading, scoring])
-    likelihoods: Any = scored.prompt_logprobs
-    values = []
-    for ids, found in zip(prompt["prompt_token_ids"][1:], likelihoods[1:], strict=True):
-        values.append(float(found[ids].logprob))
-    for output in (read, scored):
-        answer: Any = output.outputs[0]
-        values.append(float(answer.logprobs[0][answer.token_ids[0]].logprob))
-    versions = {span.version for output in (read, scored) for span in output.outputs[0].weight_versions or ()}
-    return Answers(tuple(values), int(read.num_cached_tokens or 0), frozenset(versions))
+    length = min(llm.max_model_len - 2, llm.block_size + 17)
+    ids = [(3 + index * _STRIDE) % llm.vocab_size for index in range(max(2, length))]
+    params = SamplingParams(
+        temperature=0.0,
+        max_tokens=1,
+        logprobs=1,
+        prompt_logprobs=0,
+        skip_reading_prefix_cache=False,  # else a request for likelihoods of the prompt does not look into it
+        detokenize=False,
+    )
+    (output,) = llm.ask([TokensPrompt(prompt_token_ids=ids)], [params])
+    if output.num_cached_tokens:
+        raise EvaluationError(
+            f"vLLM's prefix cache still held {output.num_cached_tokens} tokens of an earlier candidate; "
+            "it is started anew"
+        )
+    likelihoods: Any = output.prompt_logprobs
+    values = [float(found[token].logprob) for token, found in zip(ids[1:], likelihoods[1:], strict=True)]
+    answer: Any = output.outputs[0]
+    values.append(float(answer.logprobs[0][answer.token_ids[0]].logprob))
+    return Answers(tuple(values), frozenset(span.version for span in answer.weight_versions or ()))
 
 
 class Canary:
@@ -89,10 +96,6 @@ class Canary:
             EvaluationError: when they are not, or not only, of these weights.
             InfeasibleError: when they are not finite.
         """
-        if answers.cached:
-            raise EvaluationError(
-                f"vLLM's prefix cache still held {answers.cached} tokens of an earlier candidate; it is started anew"
-            )
         if answers.versions != {version}:
             raise EvaluationError(
                 f"vLLM answered with the weights {sorted(answers.versions)} instead of {version!r}; it is started anew"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,11 +23,14 @@ from evomerge.fitness.vllm.windows import Window, is_elementwise, make_window, s
 from evomerge.fitness.vllm.writable import Draft, WritableModule
 from evomerge.merging import Kind, MergePlan, PlannedTensor, make_tensor, plan, seat, threads_for
 from evomerge.merging.memory import keep_freed_memory
-from evomerge.merging.threads import in_order
+from evomerge.merging.threads import in_order, torch_threads
 from evomerge.recipe import Recipe
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
+
+_WAITING = 4
+"""Merged modules that may wait for vLLM to pack them: a large one takes as long as merging several small ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,30 +183,41 @@ class _Work:
         def made(group: Sequence[str]) -> list[_Made]:
             return [self._make(planned[name]) for name in group]
 
-        for group in self._ahead(made, groups):
+        for group in self._ahead(made, groups, self._threads()):
             yield [(each.name, self._spread(each, planned[each.name])) for each in group]
             self._count(group)
 
     def write(self, targets: Sequence[WritableModule]) -> None:
-        """Write the tensors of modules to where they lie."""
+        """Write the tensors of modules to where they lie.
+
+        Where several threads merge, vLLM packs with half as many: threads that share out an operation wait for each
+        other at its end, each of them behind one that merges.
+        """
         if self.device.type == "cpu":
             keep_freed_memory()
-        planned = self._planned()
+        planned, threads = self._planned(), self._threads()
+        targets = sorted(targets, key=lambda target: target.num_elements, reverse=True)  # nobody waits for a large last
 
         def made(target: WritableModule) -> tuple[Draft, list[_Made]]:
             draft = target.draft(self.merge.sources.results.empty, self.device)
             return draft, [self._make(planned[name], view) for name, view in draft.views.items()]
 
-        for draft, group in self._ahead(made, targets):
-            draft.finish()
-            self._count(group)
+        with torch_threads(threads // 2) if threads > 1 else nullcontext():
+            for draft, group in self._ahead(made, targets, threads, waiting=_WAITING):
+                draft.finish()
+                self._count(group)
+
+    def _threads(self) -> int:
+        return threads_for(self.merge, str(self.device))
 
     def _planned(self) -> dict[str, PlannedTensor]:
         return {item.name: item for item in self.merge.tensors}
 
-    def _ahead(self, make: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[Made]:
+    def _ahead(
+        self, make: Callable[[Item], Made], items: Sequence[Item], threads: int, *, waiting: int = 0
+    ) -> Iterator[Made]:
         """Yield what is made of items, made ahead of time; end early where that fails."""
-        ahead = in_order(make, items, threads_for(self.merge, str(self.device)))
+        ahead = in_order(make, items, threads, waiting=waiting)
         for _ in items:
             started = time.perf_counter()
             try:

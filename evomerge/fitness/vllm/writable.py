@@ -57,6 +57,11 @@ class WritableModule:
     whole: Mapping[str, Tensor]
     """Parameter, by its name in the module -> what it is before vLLM packs it, without memory (on `meta`)."""
 
+    @property
+    def num_elements(self) -> int:
+        """Of its parameters that tensors are written into."""
+        return sum(like.numel() for like in self.whole.values())
+
     def draft(self, empty: Empty, device: torch.device) -> Draft:
         """Begin to write: the parameters themselves are written to, or memory from `empty`, on the model's device."""
         memory: dict[str, Tensor] = {}

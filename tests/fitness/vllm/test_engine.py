@@ -169,10 +169,13 @@ def test_fifty_swaps_leave_the_answers_to_a_recipe_and_the_memory_as_they_were(
     assert used[-1] - used[4] < 16 << 20
 
 
+@pytest.mark.parametrize("num_threads", [1, 4])
 def test_what_is_written_past_the_loaders_is_what_they_would_bring(
-    engine: VllmEngine, zoo_recipe: ZooRecipe, monkeypatch: pytest.MonkeyPatch
+    num_threads: int, engine: VllmEngine, zoo_recipe: ZooRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the last bit; of the embedded models every module is written to."""
+    """To the last bit, while several threads merge too; of the embedded models every module is written to."""
+    monkeypatch.setattr("evomerge.fitness.vllm.merger.threads_for", lambda *_: num_threads)
+    own = torch.get_num_threads()
     worker = engine._warm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
     known = worker.evomerge_merger._reloader._known
     recipes = zoo_recipe(math=0.7), zoo_recipe(math=0.2, letters=0.4), route(zoo_recipe, ("math", 1, 0.7))
@@ -180,6 +183,7 @@ def test_what_is_written_past_the_loaders_is_what_they_would_bring(
     for recipe in recipes:
         engine.load(recipe)
         written.append((likelihoods(engine), answers(engine)))
+    assert torch.get_num_threads() == own
     assert {module for modules in known.takers.values() for module in modules} == known.writable.keys()
     monkeypatch.setattr(known, "writable", {})
     for recipe, said in zip(recipes, written, strict=True):

@@ -114,7 +114,7 @@ def test_weights_that_vllm_does_not_pack(warm: VllmEngine, next_one: Recipe, mon
     from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
     monkeypatch.setattr(UnquantizedLinearMethod, "process_weights_after_loading", lambda *_: None)
-    refused(warm, next_one, r"did not pack 'model\.layers\.0\.mlp\.down_proj\.weight'")
+    refused(warm, next_one, r"did not pack 'model\.layers\.0\.mlp\.gate_up_proj\.weight'")
 
 
 def test_a_swap_that_answers_for_the_swap_before(
