@@ -72,7 +72,7 @@ class MirrorLease:
         self._pace = pace
         self._sleep = sleep
         self._id = uuid.uuid4().hex
-        self._place = ""
+        self._place = self._told_place = ""
         self._due_s = 0.0
 
     def acquire(self, folder: Path | None = None) -> None:
@@ -95,7 +95,7 @@ class MirrorLease:
         self._check()
 
     def name(self, folder: Path | None) -> None:
-        """Say from the next sign of life on which folder is worked in."""
+        """Say with the next sign of life, which is due then, which folder is worked in."""
         self._place = "" if folder is None else _place(folder)
 
     def beat(self) -> None:
@@ -105,7 +105,7 @@ class MirrorLease:
             TakenOverError: when another coordinator has taken the mirror.
             StorageError: when it cannot be written.
         """
-        if time.monotonic() >= self._due_s:
+        if time.monotonic() >= self._due_s or self._told_place != self._place:
             self._check()
             self._write()
 
@@ -142,8 +142,10 @@ class MirrorLease:
 
     def _write(self) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        note = {"id": self._id, "pid": os.getpid(), "host": socket.gethostname(), "place": self._place, "time": now}
+        place = self._place
+        note = {"id": self._id, "pid": os.getpid(), "host": socket.gethostname(), "place": place, "time": now}
         self._store.put({HOLDER: json.dumps(note).encode()})
+        self._told_place = place
         self._due_s = time.monotonic() + self._pace.beat_s
 
     def _check(self) -> None:

@@ -493,6 +493,15 @@ def test_a_living_holder_is_refused_and_a_silent_one_followed(memory: str) -> No
     assert MirrorStore(memory).get(HOLDER) is None
 
 
+def test_a_folder_is_told_with_the_next_sign_of_life_and_then_waited_for_by_nobody(memory: str, tmp_path: Path) -> None:
+    store = MirrorStore(memory)
+    first = MirrorLease(store, Pace(beat_s=1000.0))
+    first.acquire()
+    first.name(tmp_path)
+    first.beat()
+    MirrorLease(store, Pace(), sleep=lambda _: pytest.fail("it waited")).acquire(tmp_path)
+
+
 def test_a_note_of_long_ago_is_waited_for_by_nobody(memory: str) -> None:
     store = MirrorStore(memory)
     store.put({HOLDER: json.dumps({"id": "x", "pid": 1, "host": "h", "time": "2020-01-01T00:00:00Z"}).encode()})
