@@ -50,7 +50,9 @@ class Swapped:
     values: int
     """Elements of these that this rank needed and merged."""
     merge_s: float
+    """Seconds in which nothing merged was ready to be brought in, so merging alone was at work."""
     load_s: float
+    """All other seconds of the swap."""
 
 
 class Merger:
