@@ -106,8 +106,8 @@ def test_a_reload_that_is_skipped_though_the_worker_says_otherwise(
 def test_a_merge_that_stops_half_way(warm: VllmEngine, next_one: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some modules are written to, the rest is not."""
     ahead = merging.in_order
-    monkeypatch.setattr(merging, "in_order", lambda *given: itertools.islice(ahead(*given), 9))
-    refused(warm, next_one, "loading failed")
+    monkeypatch.setattr(merging, "in_order", lambda *given, **also: itertools.islice(ahead(*given, **also), 9))
+    refused(warm, next_one, "loading failed with RuntimeError: generator raised StopIteration")
 
 
 def test_weights_that_vllm_does_not_pack(warm: VllmEngine, next_one: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
