@@ -45,6 +45,7 @@ from evomerge.documents import dump_yaml
 from evomerge.merging import plan
 from evomerge.merging.materialise import materialise
 from evomerge.merging.sources import Sources
+from evomerge.merging.threads import torch_threads
 from evomerge.recipe import Recipe, SourceConfig
 
 BASED = frozenset({"ties", "dare_ties", "dare_linear", "task_arithmetic"})
@@ -224,9 +225,7 @@ def copy_rate(device: str, threads: int) -> float:
     def copy(pair: list[torch.Tensor]) -> None:
         pair[0].copy_(pair[1])
 
-    own = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with ThreadPoolExecutor(count) as pool:
+    with torch_threads(1), ThreadPoolExecutor(count) as pool:
         for _ in range(10):
             synchronize(device)
             begun = time.monotonic()
@@ -234,7 +233,6 @@ def copy_rate(device: str, threads: int) -> float:
                 list(pool.map(copy, pairs))
             synchronize(device)
             best = max(best, 4 * count * 2 * pairs[0][0].nbytes / (time.monotonic() - begun))
-    torch.set_num_threads(own)
     return best
 
 

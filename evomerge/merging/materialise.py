@@ -275,9 +275,8 @@ def _alpha(plan: MergePlan, base: str, device: str) -> float:
         tuned = [sources.working(alias, planned.name_in(alias), device) for alias in taking_part[planned.name]]
         return norms(_computed(plan, planned, device, torch.float32), root, tuned)
 
-    threads = 1 if device != "cpu" or plan.num_bytes < _LARGE else min(torch.get_num_threads(), MOST_THREADS)
     count = len({alias for aliases in taking_part.values() for alias in aliases})
-    return suggested(in_order(both, merged, threads), count)
+    return suggested(in_order(both, merged, threads_for(plan, device)), count)
 
 
 def _taking_part(plan: MergePlan, planned: PlannedTensor, base: str) -> list[str]:

@@ -192,8 +192,8 @@ class _Work:
     def write(self, targets: Sequence[WritableModule]) -> None:
         """Write the tensors of modules to where they lie.
 
-        Where several threads merge, vLLM packs with half as many: threads that share out an operation wait for each
-        other at its end, each of them behind one that merges.
+        Where several threads merge, vLLM packs with half of PyTorch's: threads that share out an operation wait for
+        each other at its end, each of them behind one that merges.
         """
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -204,7 +204,8 @@ class _Work:
             draft = target.draft(self.merge.sources.results.empty, self.device)
             return draft, [self._make(planned[name], view) for name, view in draft.views.items()]
 
-        with torch_threads(threads // 2) if threads > 1 else nullcontext():
+        packing = max(1, torch.get_num_threads() // 2)
+        with torch_threads(packing) if threads > 1 else nullcontext():
             for draft, group in self._ahead(made, targets, threads, waiting=_WAITING):
                 draft.finish()
                 self._count(group)
